@@ -1,0 +1,250 @@
+package netsetup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// claims is what the networks of one host agree on beside the kernel: a lock
+// per host, and for each interface that is forwarded for us a file with the
+// value before, share-locked by every keeper that needs it. A lock goes with
+// its process, so the last user is always known, whoever was killed.
+type claims struct {
+	dir string
+
+	mu   sync.Mutex
+	held map[string]*os.File // by link
+}
+
+func newClaims(runtime string) (*claims, error) {
+	dir, err := hostFolder(runtime)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make folder of host claims: %w", err)
+	}
+	return &claims{dir: dir, held: map[string]*os.File{}}, nil
+}
+
+// lock takes the host's lock, waiting for it.
+func (c *claims) lock() (*os.File, error) {
+	return lockFile(filepath.Join(c.dir, "host.lock"), unix.LOCK_EX)
+}
+
+// lockFile opens a lock file and locks it. Lock files are created once and
+// never unlinked: a waiter would get the lock of a file that nobody else sees.
+func lockFile(path string, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := flock(f, how); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// record is what an interface was before vmrun forwarded for it.
+type record struct {
+	index int // of the interface, which may be a new one of the same name
+	value string
+}
+
+func (c *claims) path(link string) string { return filepath.Join(c.dir, "forwarding-"+link) }
+
+func readRecord(f *os.File) (record, bool) {
+	text := make([]byte, 64)
+	n, _ := f.ReadAt(text, 0)
+	var r record
+	_, err := fmt.Sscanf(string(text[:n]), "%d %s\n", &r.index, &r.value)
+	return r, err == nil
+}
+
+func writeRecord(f *os.File, r record) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s\n", r.index, r.value), 0)
+	return err
+}
+
+func forwardingKey(link string) string { return "net/ipv4/conf/" + link + "/forwarding" }
+
+// forward claims a link and switches forwarding on.
+func (c *claims) forward(k kernel, link string) error {
+	host, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	now, err := c.present(k, link)
+	if err != nil {
+		return err
+	}
+	f, err := lockFile(c.path(link), unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	if before, ok := readRecord(f); !ok || before.index != now.index {
+		if err := writeRecord(f, now); err != nil {
+			return errors.Join(fmt.Errorf("note forwarding of %s: %w", link, err), f.Close())
+		}
+	}
+	c.hold(link, f)
+	if now.value == "1" {
+		return nil
+	}
+	return k.SetSysctl(forwardingKey(link), "1")
+}
+
+func (c *claims) hold(link string, f *os.File) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old := c.held[link]; old != nil {
+		old.Close()
+	}
+	c.held[link] = f
+}
+
+func (c *claims) drop(link string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.held[link]; f != nil {
+		f.Close()
+		delete(c.held, link)
+	}
+}
+
+// unforward gives a link up; the last one restores it.
+func (c *claims) unforward(k kernel, link string) error {
+	host, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	c.drop(link)
+	f, err := lockFile(c.path(link), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil // another network needs it
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return c.restore(k, link, f)
+}
+
+func (c *claims) restore(k kernel, link string, f *os.File) error {
+	before, ok := readRecord(f)
+	if !ok {
+		return nil
+	}
+	now, err := c.present(k, link)
+	if errors.Is(err, errGone) || err == nil && now.index != before.index {
+		return f.Truncate(0) // the interface went, its setting with it
+	}
+	if err != nil {
+		return err
+	}
+	if now.value == "1" && before.value != "1" {
+		if err := k.SetSysctl(forwardingKey(link), before.value); err != nil {
+			return err
+		}
+	}
+	return f.Truncate(0)
+}
+
+// present reads a link's state.
+func (c *claims) present(k kernel, link string) (record, error) {
+	links, err := k.Links()
+	if err != nil {
+		return record{}, err
+	}
+	l, ok := Facts{Links: links}.link(link)
+	if !ok {
+		return record{}, fmt.Errorf("interface %s is %w", link, errGone)
+	}
+	value, err := k.Sysctl(forwardingKey(link))
+	return record{l.Index, strings.TrimSpace(value)}, err
+}
+
+// forwardsAlone tells whether a link forwards without any network of ours.
+func (c *claims) forwardsAlone(k kernel, link string) (bool, error) {
+	now, err := c.present(k, link)
+	if err != nil {
+		return false, err
+	}
+	f, err := os.Open(c.path(link))
+	if err == nil {
+		defer f.Close()
+		if before, ok := readRecord(f); ok && before.index == now.index {
+			return before.value == "1", nil
+		}
+	}
+	return now.value == "1", nil
+}
+
+// readRoutes looks at the host's links and routes only.
+func readRoutes(k kernel) (f Facts, err error) {
+	if f.Links, err = k.Links(); err != nil {
+		return f, err
+	}
+	f.Routes, err = k.Routes()
+	return f, err
+}
+
+// readFacts looks at the host.
+func readFacts(k kernel, c *claims) (Facts, error) {
+	f, err := readRoutes(k)
+	if err != nil {
+		return f, err
+	}
+	if f.Backend, f.Docker, err = k.Backend(); err != nil {
+		return f, err
+	}
+	f.Forward = map[string]bool{}
+	for _, link := range f.egress() {
+		alone, err := c.forwardsAlone(k, link)
+		if err != nil {
+			return f, err
+		}
+		f.Forward[link] = alone
+	}
+	return f, nil
+}
+
+// ReadFacts looks at the host as NewPlan wants it, without changing anything.
+// The string is the instance that the plan's names derive from. A
+// *MissingError says what the host lacks.
+func ReadFacts(h Host) (Facts, string, error) {
+	k, err := newHost()
+	if err != nil {
+		return Facts{}, "", err
+	}
+	defer k.close()
+	dir, err := hostFolder(h.Runtime)
+	if err != nil {
+		return Facts{}, "", err
+	}
+	id, err := instance(h.Runtime)
+	if err != nil {
+		return Facts{}, "", err
+	}
+	f, err := readFacts(k, &claims{dir: dir})
+	return f, id, err
+}

@@ -1,0 +1,246 @@
+package netsetup
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+func portOf(i int) PortSpec {
+	return PortSpec{VM: fmt.Sprintf("vm%d", i), MAC: MAC{0x52, 0x54, 0, 9, 0, byte(i)}, Queues: 1}
+}
+
+// keepers lists the pids of living keepers in the test's pid namespace.
+func keepers(t *testing.T) []int {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, path := range dirs {
+		text, _ := os.ReadFile(path)
+		if args := strings.Split(string(text), "\x00"); len(args) > 1 && args[1] == "keeper" {
+			var pid int
+			fmt.Sscanf(path, "/proc/%d/", &pid)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// kill ends a process and waits until it is gone.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestKeeperIsReplaced(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	ctx := context.Background()
+	a, err := Attach(ctx, h, specs()["nat"], portOf(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		pids := keepers(t)
+		if len(pids) != 1 {
+			t.Fatalf("keepers %v, want one", pids)
+		}
+		kill(t, pids[0])
+		b, err := Attach(ctx, h, specs()["nat"], portOf(2))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, keeperLogs(h))
+		}
+		if b.Members() != 2 {
+			t.Errorf("%d members after the keeper's death, want 2", b.Members())
+		}
+		if b.IP() == a.IP() {
+			t.Errorf("%s was given twice", b.IP())
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	ip(t, "link", "show", a.Link())
+	if err := a.Close(); err != nil {
+		t.Errorf("%v\n%s", err, keeperLogs(h))
+	}
+	if diff := cmp.Diff(before, hostState(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}
+
+// startMember runs a member in a process of its own until it has its port.
+func startMember(t *testing.T, dir, network string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "member", dir, network)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	if line != "attached\n" {
+		t.Fatalf("member said %q", line)
+	}
+	return cmd
+}
+
+// TestKilled ends members and keepers by SIGKILL in each order.
+func TestKilled(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	for _, network := range []string{"nat", "host-only", "bridge-uplink", "bridge-join"} {
+		for _, order := range []string{"member", "keeper member", "member keeper"} {
+			t.Run(network+" "+order, func(t *testing.T) {
+				m := startMember(t, filepath.Dir(h.Runtime), network)
+				pids := keepers(t)
+				for who := range strings.FieldsSeq(order) {
+					if who == "member" {
+						m.Process.Kill()
+						m.Wait()
+						continue
+					}
+					// The other one's death may have ended it already.
+					syscall.Kill(pids[0], syscall.SIGKILL)
+				}
+				dir := filepath.Join(netsFolder(h.Runtime), specs()[network].folder())
+				if err := awaitGone(context.Background(), dir); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := Sweep(context.Background(), h); err != nil {
+					t.Error(err)
+				}
+				if diff := cmp.Diff(before, hostState(t)); diff != "" {
+					t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+				}
+			})
+		}
+	}
+}
+
+// TestManyAtOnce lets members come to a cold network together, and leave
+// together.
+func TestManyAtOnce(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	const n = 30
+	var wg sync.WaitGroup
+	ports := make([]*Port, n)
+	for i := range n {
+		wg.Go(func() {
+			var err error
+			if ports[i], err = Attach(context.Background(), h, specs()["nat"], portOf(i)); err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.Fatal(keeperLogs(h))
+	}
+	if pids := keepers(t); len(pids) != 1 {
+		t.Errorf("keepers %v, want one", pids)
+	}
+	seen := map[string]bool{}
+	for _, p := range ports {
+		for _, id := range []string{p.IP().String(), p.Link()} {
+			if seen[id] {
+				t.Errorf("%s was given twice", id)
+			}
+			seen[id] = true
+		}
+	}
+	for _, p := range ports {
+		wg.Go(func() {
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if diff := cmp.Diff(before, hostState(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}
+
+// TestRefusals: each leaves the host untouched, the keeper included.
+func TestRefusals(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	taken := specs()["nat"]
+	taken.Subnet = taken.Subnet.Masked()
+	ip(t, "route", "add", "10.70.0.0/16", "via", "192.0.2.1")
+	_, err := Attach(context.Background(), h, taken, testPort())
+	if want := "subnet: 10.70.0.0/24 is taken: 10.70.0.0/16 is routed to eth1 (table 254)"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	ip(t, "route", "del", "10.70.0.0/16")
+	a, err := Attach(context.Background(), h, taken, testPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := taken
+	other.MTU = 9000
+	if _, err := Attach(context.Background(), h, other, portOf(1)); err == nil || !strings.Contains(err.Error(), "mtu (0 there, 9000 here)") {
+		t.Errorf("another definition: %v", err)
+	}
+	if _, err := Attach(context.Background(), h, taken, testPort()); err == nil || !strings.Contains(err.Error(), "a VM web is on the network already") {
+		t.Errorf("the same VM twice: %v", err)
+	}
+	twin := portOf(1)
+	twin.MAC = testPort().MAC
+	if _, err := Attach(context.Background(), h, taken, twin); err == nil || !strings.Contains(err.Error(), "is on the network already") {
+		t.Errorf("the same MAC twice: %v", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, hostState(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}

@@ -1,0 +1,276 @@
+package netsetup
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+)
+
+// fake is a kernel in memory. It is strict: it errs on changing or removing
+// what is not there, and on adding what is. It counts the changes asked of it
+// and fails the one numbered failAt, or panics at it to stand for a SIGKILL.
+type fake struct {
+	links   map[string]*Link
+	routes  []Route
+	sysctls map[string]string
+	chains  map[string]chain
+	guards  map[string]guard
+	pins    map[string]MAC
+	docker  bool
+	noRules bool // no iptables command works
+
+	changes int
+	failAt  int
+	next    int // link index
+}
+
+var errInjected = errors.New("injected fault")
+
+func newFake() *fake {
+	f := &fake{links: map[string]*Link{}, sysctls: map[string]string{}, chains: map[string]chain{},
+		guards: map[string]guard{}, pins: map[string]MAC{}}
+	f.add(Link{Name: "lo", Kind: "device", Loopback: true, Up: true, MTU: 65536})
+	f.add(Link{Name: "eth1", Kind: "veth", Up: true, MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}})
+	f.add(Link{Name: "eth2", Kind: "veth", Up: true, MTU: 1500})
+	f.routes = []Route{
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: "eth1", Table: 254},
+		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Link: "eth1", Table: 254},
+	}
+	return f
+}
+
+func (f *fake) add(l Link) {
+	f.next++
+	l.Index = f.next
+	f.links[l.Name] = &l
+	for _, key := range []string{"net/ipv4/conf/%s/forwarding", "net/ipv6/conf/%s/disable_ipv6", "net/ipv4/conf/%s/arp_ignore"} {
+		f.sysctls[fmt.Sprintf(key, l.Name)] = "0"
+	}
+}
+
+// change counts a change and tells whether it is the one to fail.
+func (f *fake) change() error {
+	f.changes++
+	if f.changes == f.failAt {
+		return errInjected
+	}
+	return nil
+}
+
+func (f *fake) find(name string) (*Link, error) {
+	if l := f.links[name]; l != nil {
+		return l, nil
+	}
+	return nil, fmt.Errorf("interface %s is %w", name, errGone)
+}
+
+func (f *fake) Links() ([]Link, error) {
+	var out []Link
+	for _, name := range slices.Sorted(maps.Keys(f.links)) {
+		out = append(out, *f.links[name])
+	}
+	return out, nil
+}
+
+func (f *fake) Routes() ([]Route, error) { return f.routes, nil }
+
+func (f *fake) addLink(l Link) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	if f.links[l.Name] != nil {
+		return fmt.Errorf("interface %s exists", l.Name)
+	}
+	f.add(l)
+	return nil
+}
+
+func (f *fake) AddBridge(b addBridge) error {
+	return f.addLink(Link{Name: b.Name, Altname: b.Title, Kind: "bridge", MAC: b.MAC, MTU: b.MTU, Group: b.Group})
+}
+
+func (f *fake) AddVLAN(v addVLAN) error {
+	uplink, err := f.find(v.Uplink)
+	if err != nil {
+		return err
+	}
+	return f.addLink(Link{Name: v.Name, Altname: v.Title, Kind: "vlan", MTU: v.MTU, Group: v.Group, Parent: uplink.Index, VLAN: v.VLAN})
+}
+
+func (f *fake) OpenTAP(t openTAP) ([]*os.File, error) {
+	if err := f.addLink(Link{Name: t.Name, Altname: t.Title, Kind: "tuntap", MAC: t.MAC, MTU: t.MTU, Group: t.Group}); err != nil {
+		return nil, err
+	}
+	null, err := os.Open(os.DevNull)
+	return []*os.File{null}, err
+}
+
+func (f *fake) DelLinks(group uint32, names []string) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	found := false
+	for _, name := range names {
+		l := f.links[name]
+		if l == nil || l.Group != group {
+			continue
+		}
+		found = true
+		f.remove(l)
+	}
+	if !found {
+		return errGone
+	}
+	return nil
+}
+
+// remove takes a link with all that goes with it.
+func (f *fake) remove(l *Link) {
+	delete(f.links, l.Name)
+	delete(f.guards, l.Name)
+	delete(f.pins, l.Name)
+	maps.DeleteFunc(f.sysctls, func(key, _ string) bool { return strings.Contains(key, "/"+l.Name+"/") })
+	for _, other := range f.links {
+		if other.Master == l.Index {
+			other.Master = 0
+		}
+	}
+}
+
+func (f *fake) Enslave(link, bridge string) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	l, err := f.find(link)
+	if err != nil {
+		return err
+	}
+	b, err := f.find(bridge)
+	if err != nil {
+		return err
+	}
+	if l.Master != 0 {
+		return fmt.Errorf("interface %s has a master", link)
+	}
+	l.Master = b.Index
+	return nil
+}
+
+func (f *fake) SetUp(link string) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	l, err := f.find(link)
+	if err == nil {
+		l.Up = true
+	}
+	return err
+}
+
+func (f *fake) AddAddress(link string, address netip.Prefix) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	l, err := f.find(link)
+	if err == nil {
+		l.Addrs = append(l.Addrs, address)
+	}
+	return err
+}
+
+func (f *fake) Guard(g guard) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	_, err := f.find(g.Link)
+	f.guards[g.Link] = g
+	return err
+}
+
+func (f *fake) PinMAC(link string, mac MAC) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	l, err := f.find(link)
+	if err == nil && l.Master == 0 {
+		return fmt.Errorf("interface %s is in no bridge", link)
+	}
+	f.pins[link] = mac
+	return err
+}
+
+func (f *fake) Sysctl(key string) (string, error) {
+	v, ok := f.sysctls[key]
+	if !ok {
+		return "", fmt.Errorf("sysctl %s is %w", key, errGone)
+	}
+	return v, nil
+}
+
+func (f *fake) SetSysctl(key, value string) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	if _, err := f.Sysctl(key); err != nil {
+		return err
+	}
+	f.sysctls[key] = value
+	return nil
+}
+
+func (f *fake) Backend() (string, bool, error) {
+	if f.noRules {
+		return "", false, nil
+	}
+	return "iptables", f.docker, nil
+}
+
+func (f *fake) AddRules(command string, chains []chain) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	for _, c := range chains {
+		if _, ok := f.chains[c.Table+"/"+c.Name]; ok {
+			return fmt.Errorf("chain %s exists", c.Name)
+		}
+		f.chains[c.Table+"/"+c.Name] = c
+	}
+	return nil
+}
+
+func (f *fake) DelRules(command string, chains []chain) error {
+	if err := f.change(); err != nil {
+		return err
+	}
+	found := false
+	for _, c := range chains {
+		_, ok := f.chains[c.Table+"/"+c.Name]
+		found = found || ok
+		delete(f.chains, c.Table+"/"+c.Name)
+	}
+	if !found {
+		return errGone
+	}
+	return nil
+}
+
+// state is all that a test compares, as text.
+func (f *fake) state() string {
+	var b strings.Builder
+	links, _ := f.Links()
+	for _, l := range links {
+		fmt.Fprintf(&b, "link %+v\n", l)
+	}
+	for _, key := range slices.Sorted(maps.Keys(f.sysctls)) {
+		fmt.Fprintf(&b, "%s = %s\n", key, f.sysctls[key])
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.chains)) {
+		fmt.Fprintf(&b, "chain %s\n", name)
+	}
+	fmt.Fprintf(&b, "guards %v pins %v\n", f.guards, f.pins)
+	return b.String()
+}

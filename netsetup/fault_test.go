@@ -1,0 +1,255 @@
+package netsetup
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// rig is a network on the fake kernel, without keeper process and services.
+type rig struct {
+	t    *testing.T
+	dir  string
+	fake *fake
+	w    *effects
+	j    *journal
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	f := newFake()
+	f.add(Link{Name: "br0", Kind: "bridge", Up: true, MTU: 9000})
+	r := &rig{t: t, dir: t.TempDir(), fake: f}
+	r.w = &effects{kernel: f, claims: &claims{dir: r.dir, held: map[string]*os.File{}}}
+	r.open()
+	return r
+}
+
+func (r *rig) open() {
+	r.t.Helper()
+	j, err := openJournal(r.dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.j = j
+}
+
+// die closes what the kernel closes when a process ends.
+func (r *rig) die() {
+	r.j.file.Close()
+	for link := range r.w.claims.held {
+		r.w.claims.drop(link)
+	}
+}
+
+// up brings a network and one port up.
+func (r *rig) up(spec Spec) error {
+	facts := testFacts()
+	facts.Links, _ = r.fake.Links()
+	n := newNames("test", spec)
+	resolved, steps, err := planNetwork(spec, n, facts)
+	if err != nil {
+		return err
+	}
+	err = apply(r.w, r.j, append(steps, planPort(resolved, n, testPort())...))
+	closeAll(r.w.files)
+	return err
+}
+
+func TestUpAndDown(t *testing.T) {
+	for name, spec := range specs() {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			before := r.fake.state()
+			if err := r.up(spec); err != nil {
+				t.Fatal(err)
+			}
+			if r.fake.state() == before {
+				t.Fatal("coming up changed nothing")
+			}
+			if err := r.j.undo(r.w); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, r.fake.state()); diff != "" {
+				t.Errorf("left behind:\n%s", diff)
+			}
+			if err := r.j.undo(r.w); err != nil {
+				t.Errorf("second undo: %v", err)
+			}
+		})
+	}
+}
+
+// TestEveryStepFails lets each change of the host fail in turn; whatever it
+// was, undoing what the journal holds gives the host back.
+func TestEveryStepFails(t *testing.T) {
+	for name, spec := range specs() {
+		t.Run(name, func(t *testing.T) {
+			cases := 0
+			for i := 1; ; i++ {
+				r := newRig(t)
+				before := r.fake.state()
+				r.fake.failAt = i
+				err := r.up(spec)
+				if err == nil {
+					break
+				}
+				cases++
+				if !errors.Is(err, errInjected) {
+					t.Fatalf("change %d: %v", i, err)
+				}
+				r.fake.failAt = 0
+				if err := r.j.undo(r.w); err != nil {
+					t.Errorf("change %d: undo: %v", i, err)
+				}
+				if diff := cmp.Diff(before, r.fake.state()); diff != "" {
+					t.Errorf("change %d failed and left:\n%s", i, diff)
+				}
+			}
+			if cases < 4 {
+				t.Errorf("only %d changes were counted", cases)
+			}
+		})
+	}
+}
+
+// TestEveryStepKilled stops at each change, as a SIGKILL right before or right
+// after it would, and lets another process undo from the file alone.
+func TestEveryStepKilled(t *testing.T) {
+	for name, spec := range specs() {
+		for i := 1; ; i++ {
+			r := newRig(t)
+			before := r.fake.state()
+			r.fake.failAt = i
+			err := r.up(spec)
+			r.j.file.Close()
+			r.fake.failAt = 0
+			r.die()
+			r.open()
+			if err := r.j.undo(r.w); err != nil {
+				t.Errorf("%s: killed at change %d: %v", name, i, err)
+			}
+			if diff := cmp.Diff(before, r.fake.state()); diff != "" {
+				t.Errorf("%s: killed at change %d, left:\n%s", name, i, diff)
+			}
+			if err == nil {
+				break
+			}
+		}
+	}
+}
+
+// TestEveryUndoFails lets each undo fail in turn: the others are done all the
+// same, the failure is told, and a second attempt finishes the job.
+func TestEveryUndoFails(t *testing.T) {
+	for name, spec := range specs() {
+		for i := 1; ; i++ {
+			r := newRig(t)
+			before := r.fake.state()
+			if err := r.up(spec); err != nil {
+				t.Fatal(err)
+			}
+			r.fake.changes, r.fake.failAt = 0, i
+			err := r.j.undo(r.w)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, errInjected) {
+				t.Fatal(err)
+			}
+			r.fake.failAt = 0
+			if err := r.j.undo(r.w); err != nil {
+				t.Errorf("%s: second undo after failure %d: %v", name, i, err)
+			}
+			if diff := cmp.Diff(before, r.fake.state()); diff != "" {
+				t.Errorf("%s: undo %d failed once, left:\n%s", name, i, diff)
+			}
+		}
+	}
+}
+
+func TestForwardingIsGivenBackByTheLast(t *testing.T) {
+	f := newFake()
+	dir := t.TempDir()
+	a := &claims{dir: dir, held: map[string]*os.File{}}
+	b := &claims{dir: dir, held: map[string]*os.File{}}
+	for _, c := range []*claims{a, b} {
+		if err := c.forward(f, "eth1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	value := func() string { return f.sysctls[forwardingKey("eth1")] }
+	if err := a.unforward(f, "eth1"); err != nil || value() != "1" {
+		t.Fatalf("after the first left: forwarding %s, %v; want 1", value(), err)
+	}
+	if err := b.unforward(f, "eth1"); err != nil || value() != "0" {
+		t.Fatalf("after the last left: forwarding %s, %v; want 0", value(), err)
+	}
+}
+
+func TestForwardingOfAnAdministratorStays(t *testing.T) {
+	f := newFake()
+	c := &claims{dir: t.TempDir(), held: map[string]*os.File{}}
+	f.sysctls[forwardingKey("eth1")] = "1"
+	if err := c.forward(f, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.unforward(f, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.sysctls[forwardingKey("eth1")]; got != "1" {
+		t.Errorf("forwarding was 1 before us and is %s now", got)
+	}
+}
+
+func TestJournalSurvives(t *testing.T) {
+	valid := `{"v":1,"seq":1,"undo":{"op":"del-links","arg":{"group":1,"names":["vmrx"]}}}` + "\n"
+	tests := []struct {
+		name, text string
+		entries    int
+		fails      bool
+	}{
+		{"empty", "", 0, false},
+		{"torn", valid + `{"v":1,"seq":2,"und`, 1, false},
+		{"crossed out", valid + `{"v":1,"seq":2,"done":1}` + "\n", 0, false},
+		{"binary", "\x00\x01\x02\n" + valid, 1, false},
+		{"later version", `{"v":2,"seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, true},
+		{"unknown operation", `{"v":1,"seq":1,"undo":{"op":"rm-rf","arg":{}}}` + "\n", 0, true},
+	}
+	for _, tt := range tests {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "journal"), []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j, err := openJournal(dir, slog.New(slog.DiscardHandler))
+		if (err != nil) != tt.fails {
+			t.Errorf("%s: error %v", tt.name, err)
+			continue
+		}
+		if err == nil && len(j.entries) != tt.entries {
+			t.Errorf("%s: %d entries, want %d", tt.name, len(j.entries), tt.entries)
+		}
+	}
+}
+
+// TestTornLineDoesNotSwallowTheNext: what is written after a crash is read.
+func TestTornLineDoesNotSwallowTheNext(t *testing.T) {
+	r := newRig(t)
+	if _, err := r.j.file.WriteString(`{"v":1,"seq":9,"un`); err != nil {
+		t.Fatal(err)
+	}
+	r.j.file.Close()
+	r.open()
+	if err := r.j.record(delLinks{1, []string{"vmrx"}}); err != nil {
+		t.Fatal(err)
+	}
+	r.j.file.Close()
+	r.open()
+	if len(r.j.entries) != 1 {
+		t.Errorf("%d entries, want 1", len(r.j.entries))
+	}
+}

@@ -1,0 +1,243 @@
+package netsetup
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// journal is a network's list of things to undo, one JSON object a line. An
+// entry is written before the step that it undoes, and crossed out by a second
+// line once it has been undone. The file lives on a tmpfs and survives the
+// death of any process; after a reboot there is nothing to undo.
+//
+// A journal belongs to whoever holds the network's lock, and is not for use by
+// several goroutines.
+type journal struct {
+	path    string
+	file    *os.File
+	next    int
+	entries []entry // not undone yet, oldest first
+	log     *slog.Logger
+}
+
+// entry is one line: an undo, or the crossing out of an earlier one.
+type entry struct {
+	Version int         `json:"v"`
+	Seq     int         `json:"seq"`
+	Undo    *undoEntry  `json:"undo,omitempty"`
+	Port    *portRecord `json:"port,omitempty"` // the port that the undo belongs to
+	Done    int         `json:"done,omitempty"` // the entry that is crossed out
+}
+
+// portRecord is what a new keeper has to know of a port whose keeper died.
+type portRecord struct {
+	ID    string     `json:"id"`
+	UID   uint32     `json:"uid"`
+	Spec  PortSpec   `json:"spec"`
+	Link  string     `json:"link"`
+	IP    netip.Addr `json:"ip,omitzero"`
+	Since time.Time  `json:"since"`
+}
+
+// openJournal reads what is left to undo and opens the file for more. Lines
+// that were torn by a crash are skipped: their step was never done.
+func openJournal(dir string, log *slog.Logger) (*journal, error) {
+	j := &journal{path: filepath.Join(dir, "journal"), next: 1, log: log}
+	if err := j.read(); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(j.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	j.file = f
+	// A line torn by a crash must not swallow the next one.
+	if _, err := f.WriteString("\n"); err != nil {
+		return nil, errors.Join(fmt.Errorf("write journal: %w", err), f.Close())
+	}
+	return j, nil
+}
+
+func (j *journal) read() error {
+	text, err := os.ReadFile(j.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read journal: %w", err)
+	}
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if len(lines.Bytes()) == 0 {
+			continue
+		}
+		var e entry
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			j.log.Warn("skipped a torn line", "journal", j.path)
+			continue
+		}
+		if err := j.replay(e); err != nil {
+			return fmt.Errorf("read journal %s: %w", j.path, err)
+		}
+	}
+	return lines.Err()
+}
+
+func (j *journal) replay(e entry) error {
+	if e.Version != journalVersion {
+		return fmt.Errorf("written by another version of vmrun (its format %d, ours %d); end its VMs with that version", e.Version, journalVersion)
+	}
+	j.next = max(j.next, e.Seq+1)
+	if e.Done != 0 {
+		j.entries = slices.DeleteFunc(j.entries, func(x entry) bool { return x.Seq == e.Done })
+		return nil
+	}
+	if e.Undo == nil {
+		return errors.New("an entry without operation")
+	}
+	if _, err := e.Undo.decode(); err != nil {
+		return err
+	}
+	j.entries = append(j.entries, e)
+	return nil
+}
+
+// record notes an undo, before its step is done.
+func (j *journal) record(u undoOp) error {
+	_, err := j.recordPort(u, nil)
+	return err
+}
+
+// recordPort notes the undo of a port and returns its number.
+func (j *journal) recordPort(u undoOp, port *portRecord) (int, error) {
+	enc, err := encodeUndo(u)
+	if err != nil {
+		return 0, err
+	}
+	e := entry{Version: journalVersion, Seq: j.next, Undo: &enc, Port: port}
+	if err := j.write(e); err != nil {
+		return 0, err
+	}
+	j.next++
+	j.entries = append(j.entries, e)
+	return e.Seq, nil
+}
+
+func (j *journal) write(e entry) error {
+	line, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode journal entry: %w", err)
+	}
+	// One write a line: another process never reads half of one.
+	if _, err := j.file.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	return nil
+}
+
+// cross notes that an entry has been undone.
+func (j *journal) cross(seq int) error {
+	j.entries = slices.DeleteFunc(j.entries, func(x entry) bool { return x.Seq == seq })
+	return j.write(entry{Version: journalVersion, Seq: j.next, Done: seq})
+}
+
+func (j *journal) logStep(s step) { j.log.Info("step", "do", s.do.String()) }
+
+// undo runs all that is left, newest first and past failures, and returns all
+// failures joined. What could not be undone stays in the journal. Links go last
+// and all at once: each removal alone waits for a grace period of the kernel.
+func (j *journal) undo(w *effects) error {
+	var errs []error
+	var removed []int
+	byGroup := map[uint32]*delLinks{}
+	for _, e := range slices.Backward(slices.Clone(j.entries)) {
+		u, err := e.Undo.decode()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if d, ok := u.(delLinks); ok {
+			if byGroup[d.Group] == nil {
+				byGroup[d.Group] = &delLinks{Group: d.Group}
+			}
+			byGroup[d.Group].Names = append(byGroup[d.Group].Names, d.Names...)
+			removed = append(removed, e.Seq)
+			continue
+		}
+		errs = append(errs, j.undoOne(w, e.Seq, u))
+	}
+	for _, d := range byGroup {
+		if err := d.do(w); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", d, err))
+			return errors.Join(errs...)
+		}
+		j.log.Info("undone", "undo", d.String())
+	}
+	for _, seq := range removed {
+		errs = append(errs, j.cross(seq))
+	}
+	return errors.Join(errs...)
+}
+
+func (j *journal) undoOne(w *effects, seq int, u undoOp) error {
+	if err := u.do(w); err != nil {
+		return fmt.Errorf("%s: %w", u, err)
+	}
+	j.log.Info("undone", "undo", u.String())
+	return j.cross(seq)
+}
+
+// undoEntry undoes the entry of that number.
+func (j *journal) undoEntry(w *effects, seq int) error {
+	i := slices.IndexFunc(j.entries, func(e entry) bool { return e.Seq == seq })
+	if i < 0 {
+		return nil
+	}
+	u, err := j.entries[i].Undo.decode()
+	if err != nil {
+		return err
+	}
+	return j.undoOne(w, seq, u)
+}
+
+// undos maps the numbers of the entries to what they undo.
+func (j *journal) undos() map[int]undoOp {
+	undos := map[int]undoOp{}
+	for _, e := range j.entries {
+		if u, err := e.Undo.decode(); err == nil {
+			undos[e.Seq] = u
+		}
+	}
+	return undos
+}
+
+// ports lists the entries that are ports.
+func (j *journal) ports() []entry {
+	var ports []entry
+	for _, e := range j.entries {
+		if e.Port != nil {
+			ports = append(ports, e)
+		}
+	}
+	return ports
+}
+
+// close ends the journal; it is removed when nothing is left to undo.
+func (j *journal) close() error {
+	err := j.file.Close()
+	if len(j.entries) == 0 {
+		err = errors.Join(err, os.Remove(j.path))
+	}
+	return err
+}

@@ -1,0 +1,397 @@
+package netsetup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keeper owns one network: its bridge, rules and services, for as long as the
+// network has members.
+type keeper struct {
+	host  Host
+	dir   string
+	log   *slog.Logger
+	names names
+	w     *effects
+
+	stop func() // ends serve, once everything is undone
+
+	mu       sync.Mutex // guards what follows
+	journal  *journal
+	phase    phase
+	network  Resolved
+	ports    map[string]*holding // by the member's id
+	services *services
+	result   detachResult // of the teardown
+}
+
+type phase int
+
+const (
+	fresh   phase = iota // nobody has asked for anything yet
+	up                   // members come and go
+	closing              // the last one has left
+)
+
+// holding is a port and the connection that is its membership; conn is nil
+// while a port of a dead keeper waits for its member.
+type holding struct {
+	portRecord
+	seq  int // of its journal entry
+	conn *net.UnixConn
+}
+
+// Keep is the body of the keeper process: it serves the listening socket that
+// startKeeper passed on until the last member has left and everything is
+// undone. It is called once, by the hidden command `vmrun keeper`; network is
+// the network's folder below the runtime folder.
+func Keep(ctx context.Context, h Host, network string) error {
+	unix.Umask(0o077)
+	listener, err := inherited()
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	dir := filepath.Join(netsFolder(h.Runtime), network)
+	// The lock is never given back but by the process's end: whoever waits for
+	// it finds nothing of this keeper.
+	if _, err := lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX); err != nil {
+		return err
+	}
+	real, err := newHost()
+	if err != nil {
+		return err
+	}
+	defer real.close()
+	k, err := newKeeper(h, dir, real)
+	if err != nil {
+		return err
+	}
+	go k.logSignals(ctx)
+	return k.serve(ctx, listener)
+}
+
+func newKeeper(h Host, dir string, real kernel) (*keeper, error) {
+	claims, err := newClaims(h.Runtime)
+	if err != nil {
+		return nil, err
+	}
+	j, err := openJournal(dir, h.log())
+	if err != nil {
+		return nil, err
+	}
+	return &keeper{host: h, dir: dir, log: h.log(), journal: j, w: &effects{kernel: real, claims: claims},
+		ports: map[string]*holding{}}, nil
+}
+
+// logSignals ignores what would end other programs: a network ends with its
+// last member and never before.
+func (k *keeper) logSignals(ctx context.Context) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case s := <-signals:
+			k.mu.Lock()
+			k.log.Warn("ignored a signal: the network has members", "signal", s.String(), "members", len(k.ports))
+			k.mu.Unlock()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// serve answers members until the network has ended.
+func (k *keeper) serve(ctx context.Context, listener *net.UnixListener) error {
+	ctx, k.stop = context.WithCancel(ctx)
+	defer k.stop()
+	if err := k.adopt(ctx); err != nil {
+		return err
+	}
+	idle := time.AfterFunc(firstMemberTimeout, k.endIfUnused)
+	defer idle.Stop()
+	stopped := context.AfterFunc(ctx, func() { listener.Close() })
+	defer stopped()
+	var members sync.WaitGroup
+	for {
+		conn, err := listener.AcceptUnix()
+		if err != nil {
+			break
+		}
+		members.Go(func() { k.member(ctx, conn) })
+	}
+	members.Wait()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.journal.close()
+}
+
+// endIfUnused ends a keeper whose first member never came.
+func (k *keeper) endIfUnused() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.phase == fresh {
+		k.teardown()
+	}
+}
+
+// member serves one connection: a request for a port, then its end.
+func (k *keeper) member(ctx context.Context, conn *net.UnixConn) {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var r request
+	files, err := receive(conn, &r)
+	closeAll(files)
+	if err != nil {
+		k.endIfUnused()
+		return
+	}
+	id := k.answer(conn, r)
+	if id == "" {
+		return
+	}
+	polite := k.awaitDetach(conn)
+	k.leave(id, conn, polite)
+}
+
+// awaitDetach waits for the end of a membership: said, or by the connection's
+// end.
+func (k *keeper) awaitDetach(conn *net.UnixConn) (polite bool) {
+	for {
+		var r request
+		files, err := receive(conn, &r)
+		closeAll(files)
+		if err != nil {
+			return false
+		}
+		if r.Detach {
+			return true
+		}
+	}
+}
+
+// answer serves a member's first request and returns the id of its port, or ""
+// where it got none.
+func (k *keeper) answer(conn *net.UnixConn, r request) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	answer, files := k.decide(conn, r)
+	answer.Protocol = protocolVersion
+	err := send(conn, answer, files)
+	err = errors.Join(err, closeAll(files))
+	if answer.Attached == nil {
+		k.endWithoutMembers()
+		return ""
+	}
+	if err != nil {
+		k.log.Warn("lost a member while it attached", "vm", r.Attach.Port.VM, "cause", err)
+	}
+	return r.Attach.ID
+}
+
+func (k *keeper) decide(conn *net.UnixConn, r request) (reply, []*os.File) {
+	switch {
+	case r.Protocol != protocolVersion:
+		return reply{Refused: &refusal{Text: fmt.Sprintf("the network's keeper is of another version of vmrun (its protocol %d, yours %d)",
+			protocolVersion, r.Protocol)}}, nil
+	case r.Attach == nil:
+		return reply{Refused: &refusal{Text: "the first request has to attach"}}, nil
+	case k.phase == closing:
+		return reply{Closing: true}, nil
+	}
+	info, files, err := k.attach(conn, *r.Attach)
+	if err != nil {
+		k.log.Warn("refused a member", "vm", r.Attach.Port.VM, "cause", err)
+		return reply{Refused: newRefusal(err)}, nil
+	}
+	return reply{Attached: info}, files
+}
+
+// attach gives a member its port, bringing the network up for the first one.
+func (k *keeper) attach(conn *net.UnixConn, r attachRequest) (*attachment, []*os.File, error) {
+	if k.phase == fresh {
+		if err := k.bringUp(r.Net); err != nil {
+			return nil, nil, err
+		}
+	}
+	if d := k.network.Spec.Difference(r.Net); d != "" {
+		return nil, nil, conflict("network", "%s is running with another definition: %s", r.Net.Name, d)
+	}
+	if h := k.ports[r.ID]; h != nil {
+		if info := k.readopt(h, conn); info != nil {
+			return info, nil, nil
+		}
+	}
+	return k.newPort(conn, r)
+}
+
+// bringUp makes the network, or leaves nothing.
+func (k *keeper) bringUp(spec Spec) error {
+	started := time.Now()
+	id, err := instance(k.host.Runtime)
+	if err != nil {
+		return err
+	}
+	k.names = newNames(id, spec)
+	if err := k.build(spec); err != nil {
+		k.result = detachResult{}
+		return errors.Join(err, k.undo())
+	}
+	k.phase = up
+	k.log.Info("up", "network", spec.Name, "bridge", k.network.Link, "took", time.Since(started).String())
+	return nil
+}
+
+// build is bringUp without its undo. The host's lock is held from the choice of
+// the subnet until the address is on the bridge, where others see it.
+func (k *keeper) build(spec Spec) error {
+	host, err := k.w.claims.lock()
+	if err != nil {
+		return err
+	}
+	release := sync.OnceFunc(func() { host.Close() })
+	defer release()
+	facts, err := readFacts(k.w.kernel, k.w.claims)
+	if err != nil {
+		return err
+	}
+	network, steps, err := planNetwork(spec, k.names, facts)
+	if err != nil {
+		return err
+	}
+	k.services, err = openServices(k, network)
+	if err != nil {
+		return err
+	}
+	k.network, steps = withDNSPort(network, steps, k.names, facts, k.services.dnsPort())
+	if err := k.saveSpec(); err != nil {
+		return err
+	}
+	claimed := slices.IndexFunc(steps, func(s step) bool { _, ok := s.do.(forward); return ok })
+	if claimed < 0 {
+		claimed = len(steps)
+	}
+	if err := apply(k.w, k.journal, steps[:claimed]); err != nil {
+		return err
+	}
+	release() // forwarding takes the host's lock for itself
+	if err := apply(k.w, k.journal, steps[claimed:]); err != nil {
+		return err
+	}
+	return k.services.start(k)
+}
+
+// savedSpec is the network as a new keeper finds it after the old one's death.
+type savedSpec struct {
+	Version int      `json:"version"`
+	Network Resolved `json:"network"`
+}
+
+func (k *keeper) saveSpec() error {
+	text, err := json.MarshalIndent(savedSpec{journalVersion, k.network}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode network: %w", err)
+	}
+	return writeFile(filepath.Join(k.dir, "spec.json"), text)
+}
+
+// writeFile replaces a file as a whole: readers see the old or the new one.
+func writeFile(path string, text []byte) error {
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// leave ends a membership. The last one ends the network.
+func (k *keeper) leave(id string, conn *net.UnixConn, polite bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.ports[id]
+	if h == nil || h.conn != conn {
+		return // another connection of the same member has taken over
+	}
+	k.log.Info("member leaves", "vm", h.Spec.VM, "link", h.Link, "polite", polite)
+	result := k.removePort(h)
+	if polite {
+		send(conn, reply{Protocol: protocolVersion, Detached: &result}, nil)
+	}
+	if result.Last {
+		k.stop()
+	}
+}
+
+// removePort takes a port away; with the last one goes the network.
+func (k *keeper) removePort(h *holding) detachResult {
+	delete(k.ports, h.ID)
+	if len(k.ports) == 0 {
+		return k.teardown()
+	}
+	k.services.release(h.Spec.MAC)
+	var result detachResult
+	if err := k.journal.undoEntry(k.w, h.seq); err != nil {
+		k.log.Error("undo", "cause", err)
+		result.Errors = err.Error()
+	}
+	return result
+}
+
+func (k *keeper) endWithoutMembers() {
+	if len(k.ports) == 0 && k.phase != closing {
+		k.teardown()
+		k.stop()
+	}
+}
+
+// teardown undoes everything, past failures, and tells all of them.
+func (k *keeper) teardown() detachResult {
+	started := time.Now()
+	k.phase = closing
+	result := detachResult{Last: true}
+	if err := k.undo(); err != nil {
+		result.Errors = err.Error()
+	}
+	k.log.Info("down", "network", k.network.Name, "took", time.Since(started).String())
+	return result
+}
+
+func (k *keeper) undo() error {
+	var errs []error
+	if k.services != nil {
+		errs = append(errs, k.services.close())
+		k.services = nil
+	}
+	errs = append(errs, k.journal.undo(k.w))
+	if len(k.journal.entries) == 0 {
+		errs = append(errs, removeIfThere(filepath.Join(k.dir, "spec.json")))
+	}
+	err := errors.Join(errs...)
+	if err != nil {
+		k.log.Error("undo", "cause", err)
+	}
+	return err
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

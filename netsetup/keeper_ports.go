@@ -1,0 +1,212 @@
+package netsetup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// newPort opens a TAP for a member and puts it on the bridge.
+func (k *keeper) newPort(conn *net.UnixConn, r attachRequest) (*attachment, []*os.File, error) {
+	if err := k.checkPort(r.Port); err != nil {
+		return nil, nil, err
+	}
+	ip, err := k.services.reserve(r.Port)
+	if err != nil {
+		return nil, nil, conflict("ip", "%v", err)
+	}
+	h := &holding{conn: conn, portRecord: portRecord{ID: r.ID, UID: peerUID(conn), Spec: r.Port,
+		Link: k.names.tap(r.Port), IP: ip, Since: time.Now().UTC()}}
+	files, err := k.openPort(h)
+	if err != nil {
+		k.services.release(r.Port.MAC)
+		return nil, nil, err
+	}
+	k.ports[r.ID] = h
+	k.log.Info("member joins", "vm", r.Port.VM, "link", h.Link, "mac", r.Port.MAC.String(), "ip", ip.String(), "members", len(k.ports))
+	return k.describe(h), files, nil
+}
+
+func (k *keeper) checkPort(p PortSpec) error {
+	for _, h := range k.ports {
+		switch {
+		case h.Spec.VM == p.VM && h.Spec.NIC == p.NIC:
+			return conflict("name", "a VM %s is on the network already (NIC %d)", p.VM, p.NIC)
+		case h.Spec.MAC == p.MAC:
+			return conflict("mac", "%s is on the network already, as NIC %d of VM %s", p.MAC, h.Spec.NIC, h.Spec.VM)
+		case p.IP.IsValid() && h.IP == p.IP:
+			return conflict("ip", "%s is in use by VM %s", p.IP, h.Spec.VM)
+		}
+	}
+	return nil
+}
+
+// openPort journals the port and does its steps; on failure nothing is left.
+func (k *keeper) openPort(h *holding) ([]*os.File, error) {
+	steps := planPort(k.network, k.names, h.Spec)
+	seq, err := k.journal.recordPort(steps[0].undo, &h.portRecord)
+	if err != nil {
+		return nil, err
+	}
+	h.seq = seq
+	steps[0].undo = nil // journalled just now, with the port
+	w := &effects{kernel: k.w.kernel, claims: k.w.claims}
+	if err := apply(w, k.journal, steps); err != nil {
+		return nil, errors.Join(err, closeAll(w.files), k.journal.undoEntry(k.w, seq))
+	}
+	return w.files, nil
+}
+
+func (k *keeper) describe(h *holding) *attachment {
+	return &attachment{Link: h.Link, Bridge: k.network.Link, IP: h.IP, Subnet: k.network.Subnet,
+		Gateway: k.network.Gateway, MTU: k.network.MTU, Members: len(k.ports)}
+}
+
+// peerUID is the user at the other end, as the kernel knows it.
+func peerUID(conn *net.UnixConn) uint32 {
+	uid := ^uint32(0)
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return uid
+	}
+	raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			uid = cred.Uid
+		}
+	})
+	return uid
+}
+
+// readopt gives a port back to the member that says its id, if that is the
+// same user and the TAP is still there. A member that lost our reply and with
+// it the TAP gets nil, and a new port.
+func (k *keeper) readopt(h *holding, conn *net.UnixConn) *attachment {
+	if h.UID != peerUID(conn) {
+		return nil
+	}
+	if !k.linkExists(h.Link) {
+		k.forget(h)
+		return nil
+	}
+	h.conn = conn
+	k.log.Info("member is back", "vm", h.Spec.VM, "link", h.Link)
+	info := k.describe(h)
+	info.Adopted = true
+	return info
+}
+
+func (k *keeper) forget(h *holding) {
+	delete(k.ports, h.ID)
+	k.services.release(h.Spec.MAC)
+	if err := k.journal.undoEntry(k.w, h.seq); err != nil {
+		k.log.Error("undo", "cause", err)
+	}
+}
+
+func (k *keeper) linkExists(name string) bool {
+	links, err := k.w.kernel.Links()
+	return err != nil || slices.ContainsFunc(links, func(l Link) bool { return l.Name == name && l.Group == k.names.group })
+}
+
+// adopt takes over from a keeper that died. A port whose TAP is gone has no VM
+// any more; where none is left, everything is undone and this keeper starts
+// afresh.
+func (k *keeper) adopt(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.journal.entries) == 0 {
+		return nil
+	}
+	if err := k.load(); err != nil {
+		k.log.Warn("starting afresh", "cause", err)
+		return k.journal.undo(k.w)
+	}
+	for _, e := range k.journal.ports() {
+		if k.linkExists(e.Port.Link) {
+			k.ports[e.Port.ID] = &holding{portRecord: *e.Port, seq: e.Seq}
+		} else if err := k.journal.undoEntry(k.w, e.Seq); err != nil {
+			return err
+		}
+	}
+	if len(k.ports) == 0 {
+		k.log.Info("nobody is left of the last run, starting afresh")
+		return k.journal.undo(k.w)
+	}
+	if err := k.resume(ctx); err != nil {
+		return err
+	}
+	k.phase = up
+	k.log.Info("adopted", "network", k.network.Name, "ports", len(k.ports))
+	return nil
+}
+
+func (k *keeper) load() error {
+	text, err := os.ReadFile(filepath.Join(k.dir, "spec.json"))
+	if err != nil {
+		return fmt.Errorf("read network: %w", err)
+	}
+	var saved savedSpec
+	if err := json.Unmarshal(text, &saved); err != nil {
+		return fmt.Errorf("decode network: %w", err)
+	}
+	if saved.Version != journalVersion {
+		return fmt.Errorf("decode network: version %d", saved.Version)
+	}
+	id, err := instance(k.host.Runtime)
+	if err != nil {
+		return err
+	}
+	k.network = saved.Network
+	k.names = newNames(id, saved.Network.Spec)
+	return nil
+}
+
+// resume starts the services again and claims again what the dead keeper's
+// locks have let go.
+func (k *keeper) resume(ctx context.Context) error {
+	services, err := openServices(k, k.network)
+	if err != nil {
+		return err
+	}
+	k.services = services
+	for _, h := range k.ports {
+		if _, err := services.reserve(h.Spec); err != nil {
+			k.log.Warn("keep address", "vm", h.Spec.VM, "cause", err)
+		}
+	}
+	for link := range k.forwarded() {
+		if err := k.w.claims.forward(k.w.kernel, link); err != nil {
+			k.log.Warn("claim forwarding", "link", link, "cause", err)
+		}
+	}
+	if err := services.start(k); err != nil {
+		return err
+	}
+	return k.watchOrphans(ctx)
+}
+
+// dropOrphans takes away ports whose TAP went while no member had them.
+func (k *keeper) dropOrphans() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.phase != up {
+		return
+	}
+	for _, h := range k.ports {
+		if h.conn == nil && !k.linkExists(h.Link) {
+			k.log.Info("port ended while nobody had it", "vm", h.Spec.VM, "link", h.Link)
+			if k.removePort(h).Last {
+				k.stop()
+				return
+			}
+		}
+	}
+}

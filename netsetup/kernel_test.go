@@ -1,0 +1,97 @@
+package netsetup
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func testHost(t *testing.T) Host {
+	t.Helper()
+	dir := t.TempDir()
+	return Host{Executable: os.Args[0], Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+}
+
+// hostState is the host as its own tools show it.
+func hostState(t *testing.T) string {
+	t.Helper()
+	var all string
+	for _, c := range []string{
+		"ip -br link | awk '{print $1, $3}'; ip -br -4 addr | awk '{print $1, $3}'; ip -4 route show table all; ip rule",
+		"iptables -t filter -S; iptables -t nat -S",
+		"cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/ip_forward",
+	} {
+		out, err := exec.Command("sh", "-c", c).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", c, err, out)
+		}
+		all += string(out)
+	}
+	return all + fmt.Sprint("keepers ", keepers(t))
+}
+
+func uplinks(t *testing.T) {
+	t.Helper()
+	for _, l := range []string{"eth1", "eth2"} {
+		ip(t, "link", "add", l, "type", "veth", "peer", "name", "far"+l)
+		ip(t, "link", "set", l, "up")
+		ip(t, "link", "set", "far"+l, "up")
+	}
+	ip(t, "addr", "add", "192.0.2.2/24", "dev", "eth1")
+	ip(t, "route", "add", "default", "via", "192.0.2.1")
+	ip(t, "link", "add", "br0", "type", "bridge")
+	ip(t, "link", "add", "port", "type", "veth", "peer", "name", "farport")
+	for _, l := range []string{"port", "farport"} {
+		ip(t, "link", "set", l, "up")
+	}
+	ip(t, "link", "set", "port", "master", "br0")
+	ip(t, "link", "set", "br0", "up")
+}
+
+// TestUpAndDownOnKernel is TestUpAndDown with a real kernel and keeper.
+func TestUpAndDownOnKernel(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	for name, spec := range specs() {
+		if spec.Mode == VLAN {
+			continue // package integration has a kernel for it
+		}
+		hostState(t) // iptables makes its tables on first use
+		before := hostState(t)
+		p, err := Attach(context.Background(), h, spec, testPort())
+		if err != nil {
+			t.Errorf("%s: %v\n%s", name, err, keeperLogs(h))
+			continue
+		}
+		if during := hostState(t); during == before {
+			t.Errorf("%s: attaching changed nothing", name)
+		}
+		t.Logf("%s: %s on %s, address %s, MTU %d", name, p.Link(), p.Bridge(), p.IP(), p.MTU())
+		if err := p.Close(); err != nil {
+			t.Errorf("%s: close: %v", name, err)
+		}
+		if diff := cmp.Diff(before, hostState(t)); diff != "" {
+			t.Errorf("%s: left behind:\n%s", name, diff)
+		}
+	}
+}
+
+func keeperLogs(h Host) string {
+	var all string
+	logs, _ := filepath.Glob(h.Runtime + "/nets/*/keeper.log")
+	for _, l := range logs {
+		text, _ := os.ReadFile(l)
+		all += string(text)
+	}
+	return all
+}

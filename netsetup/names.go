@@ -1,0 +1,121 @@
+package netsetup
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Names are derived, never random: after a crash they say what is whose. The
+// kernel keeps 15 bytes of an interface's name, hence the hashes.
+const (
+	bridgePrefix = "vmr"
+	vlanPrefix   = "vmv"
+	tapPrefix    = "vmt"
+	chainPrefix  = "VMR-"
+)
+
+var hashText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// names are the kernel's names of one network's parts.
+type names struct {
+	id     string // of the network, 10 characters
+	bridge string
+	vlan   string
+	chain  string // prefix of the chains
+	group  uint32 // link group of all links of the network
+	title  string // for people: the altname of the bridge
+}
+
+// instance tells installations of vmrun on one machine apart: by their runtime
+// folder and network namespace.
+func instance(runtime string) (string, error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/net", &st); err != nil {
+		return "", fmt.Errorf("stat network namespace: %w", err)
+	}
+	return fmt.Sprintf("%s\x00%d", filepath.Clean(runtime), st.Ino), nil
+}
+
+// newNames derives the names of a network in an instance.
+func newNames(instance string, spec Spec) names {
+	sum := sha256.Sum256([]byte(instance + "\x00" + spec.key()))
+	id := hashText.EncodeToString(sum[:])[:10]
+	return names{
+		id:     id,
+		bridge: bridgePrefix + id,
+		vlan:   vlanPrefix + id,
+		chain:  chainPrefix + id,
+		group:  binary.BigEndian.Uint32(sum[16:]) | 1<<31,
+		title:  "vmrun-" + spec.Name + "-" + id,
+	}
+}
+
+// tap is the name of a port's TAP: the same port has the same name each time.
+func (n names) tap(port PortSpec) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", n.id, port.VM, port.NIC))
+	return tapPrefix + n.id[:5] + hashText.EncodeToString(sum[:])[:7]
+}
+
+// tapTitle is the altname of a port's TAP.
+func (n names) tapTitle(port PortSpec) string {
+	return fmt.Sprintf("vmrun-%s-nic%d-%s", port.VM, port.NIC, n.id)
+}
+
+// tapMAC is the host's side of a TAP: high, so that a bridge without an address
+// of its own would never take it.
+func tapMAC(guest MAC) MAC {
+	guest[0] = 0xfe
+	return guest
+}
+
+// bridgeMAC is the network's own address, the same at each start, so that
+// guests' ARP caches outlive a restart.
+func (n names) bridgeMAC() MAC {
+	sum := sha256.Sum256([]byte("bridge\x00" + n.id))
+	return MAC{0x02, sum[0], sum[1], sum[2], sum[3], sum[4]}
+}
+
+// key is the network's identity: the name, and the folder of the file that
+// defines it unless it is shared by the whole host.
+func (s Spec) key() string {
+	if s.Shared {
+		return s.Name
+	}
+	return s.Dir + "\x00" + s.Name
+}
+
+// folder is the network's folder below nets.
+func (s Spec) folder() string {
+	if s.Shared {
+		return s.Name
+	}
+	sum := sha256.Sum256([]byte(s.Dir))
+	return s.Name + "." + hashText.EncodeToString(sum[:])[:8]
+}
+
+// isOurs tells a link that some vmrun made by its name.
+func isOurs(link string) bool {
+	return strings.HasPrefix(link, bridgePrefix) || strings.HasPrefix(link, vlanPrefix) || strings.HasPrefix(link, tapPrefix)
+}
+
+func netsFolder(runtime string) string { return filepath.Join(runtime, "nets") }
+
+// hostFolder holds what is one per host and network namespace, whatever the
+// instance: all of root's instances meet below /run.
+func hostFolder(runtime string) (string, error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/net", &st); err != nil {
+		return "", fmt.Errorf("stat network namespace: %w", err)
+	}
+	base := runtime
+	if fi, err := os.Stat("/run"); err == nil && syscall.Access("/run", 2) == nil && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {
+		base = "/run/vmrun"
+	}
+	return filepath.Join(base, "host", fmt.Sprint(st.Ino)), nil
+}

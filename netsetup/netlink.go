@@ -1,0 +1,299 @@
+package netsetup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// host is the real kernel, of the network namespace that the process is in.
+type host struct {
+	nl *netlink.Handle
+}
+
+func newHost() (*host, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return &host{nl: nl}, nil
+}
+
+func (h *host) close() { h.nl.Close() }
+
+// retried repeats a dump that another process's change interrupted.
+func retried[T any](dump func() (T, error)) (T, error) {
+	for range 16 {
+		v, err := dump()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return v, err
+		}
+	}
+	return dump()
+}
+
+func (h *host) Links() ([]Link, error) {
+	links, err := retried(h.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	addrs, err := retried(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	var out []Link
+	for _, l := range links {
+		out = append(out, newLink(l, addrs))
+	}
+	return out, nil
+}
+
+func newLink(l netlink.Link, addrs []netlink.Addr) Link {
+	a := l.Attrs()
+	out := Link{Index: a.Index, Name: a.Name, Kind: l.Type(), MTU: a.MTU, Group: a.Group, Parent: a.ParentIndex,
+		Master: a.MasterIndex, Up: a.Flags&net.FlagUp != 0, Loopback: a.Flags&net.FlagLoopback != 0}
+	if len(a.HardwareAddr) == 6 {
+		out.MAC = MAC(a.HardwareAddr)
+	}
+	if len(a.AltNames) > 0 {
+		out.Altname = a.AltNames[0]
+	}
+	if v, ok := l.(*netlink.Vlan); ok {
+		out.VLAN = v.VlanId
+	}
+	_, err := os.Stat(filepath.Join("/sys/class/net", a.Name, "phy80211"))
+	out.Wireless = err == nil
+	for _, addr := range addrs {
+		if addr.LinkIndex == a.Index {
+			if p, ok := prefix(addr.IPNet); ok {
+				out.Addrs = append(out.Addrs, p)
+			}
+		}
+	}
+	return out
+}
+
+func prefix(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok
+}
+
+// Routes lists unicast routes and blackholes of all tables but "local", whose
+// entries follow from the addresses.
+func (h *host) Routes() ([]Route, error) {
+	routes, err := retried(func() ([]netlink.Route, error) {
+		return h.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	links, err := retried(h.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	byIndex := map[int]string{}
+	for _, l := range links {
+		byIndex[l.Attrs().Index] = l.Attrs().Name
+	}
+	var out []Route
+	for _, r := range routes {
+		if r.Table == unix.RT_TABLE_LOCAL || r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BROADCAST {
+			continue
+		}
+		dst, ok := prefix(r.Dst)
+		if !ok {
+			dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		}
+		for _, index := range nextLinks(r) {
+			out = append(out, Route{Dst: dst, Link: byIndex[index], Table: r.Table})
+		}
+	}
+	return out, nil
+}
+
+func nextLinks(r netlink.Route) []int {
+	if len(r.MultiPath) == 0 {
+		return []int{r.LinkIndex}
+	}
+	var all []int
+	for _, n := range r.MultiPath {
+		all = append(all, n.LinkIndex)
+	}
+	return all
+}
+
+// attrs are those that the kernel takes with the creation, so that the link is
+// never there without them. The altname cannot be one of them.
+func attrs(name string, mac MAC, mtu int, group uint32) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name, a.MTU, a.Group = name, mtu, group
+	if mac != (MAC{}) {
+		a.HardwareAddr = mac.HardwareAddr()
+	}
+	return a
+}
+
+func (h *host) AddBridge(b addBridge) error {
+	return h.addLink(&netlink.Bridge{LinkAttrs: attrs(b.Name, b.MAC, b.MTU, b.Group)}, b.Title)
+}
+
+func (h *host) AddVLAN(v addVLAN) error {
+	uplink, err := h.byName(v.Uplink)
+	if err != nil {
+		return err
+	}
+	a := attrs(v.Name, MAC{}, v.MTU, v.Group)
+	a.ParentIndex = uplink.Attrs().Index
+	err = h.addLink(&netlink.Vlan{LinkAttrs: a, VlanId: v.VLAN}, v.Title)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return &MissingError{Feature: "8021q", Reason: "this kernel knows no 802.1Q VLANs"}
+	}
+	return err
+}
+
+// MissingError says that the host lacks something that a network needs.
+type MissingError struct {
+	Feature string // "8021q", "tun", "iptables", "cls_bpf"
+	Reason  string
+}
+
+func (e *MissingError) Error() string { return e.Reason }
+
+func (h *host) addLink(l netlink.Link, title string) error {
+	if err := h.nl.LinkAdd(l); err != nil {
+		return err
+	}
+	return h.addTitle(l, title)
+}
+
+func (h *host) addTitle(l netlink.Link, title string) error {
+	if err := h.nl.LinkAddAltName(l, title); err != nil {
+		return fmt.Errorf("add altname %s: %w", title, err)
+	}
+	return nil
+}
+
+// byName finds a link by its name proper; LinkByName would take altnames too.
+func (h *host) byName(name string) (netlink.Link, error) {
+	l, err := h.nl.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && l.Attrs().Name != name {
+		return nil, fmt.Errorf("interface %s is %w", name, errGone)
+	}
+	return l, err
+}
+
+// DelLinks asks the kernel once for the whole group where the group holds
+// nothing else, since each removal on its own waits for a grace period.
+func (h *host) DelLinks(group uint32, doomed []string) error {
+	all, err := retried(h.nl.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var ours []netlink.Link
+	strangers := false
+	for _, l := range all {
+		switch a := l.Attrs(); {
+		case a.Group != group:
+		case slices.Contains(doomed, a.Name):
+			ours = append(ours, l)
+		default:
+			strangers = true
+		}
+	}
+	if len(ours) == 0 {
+		return errGone
+	}
+	if len(ours) > 1 && !strangers {
+		return h.delGroup(group)
+	}
+	var errs []error
+	for _, l := range ours {
+		if err := h.nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete %s: %w", l.Attrs().Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h *host) Enslave(link, bridge string) error {
+	l, err := h.byName(link)
+	if err != nil {
+		return err
+	}
+	b, err := h.byName(bridge)
+	if err != nil {
+		return err
+	}
+	return h.nl.LinkSetMasterByIndex(l, b.Attrs().Index)
+}
+
+func (h *host) SetUp(link string) error {
+	l, err := h.byName(link)
+	if err != nil {
+		return err
+	}
+	return h.nl.LinkSetUp(l)
+}
+
+func (h *host) AddAddress(link string, address netip.Prefix) error {
+	l, err := h.byName(link)
+	if err != nil {
+		return err
+	}
+	return h.nl.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{
+		IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), 32)}})
+}
+
+// PinMAC binds a guest's address to its port and switches learning off there.
+func (h *host) PinMAC(link string, mac MAC) error {
+	l, err := h.byName(link)
+	if err != nil {
+		return err
+	}
+	if err := h.nl.LinkSetLearning(l, false); err != nil {
+		return fmt.Errorf("switch learning off: %w", err)
+	}
+	err = h.nl.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE,
+		State: netlink.NUD_NOARP | netlink.NUD_REACHABLE, Flags: netlink.NTF_MASTER, HardwareAddr: mac.HardwareAddr()})
+	if err != nil {
+		return fmt.Errorf("add forwarding entry: %w", err)
+	}
+	return nil
+}
+
+func sysctlPath(key string) string { return filepath.Join("/proc/sys", key) }
+
+func (h *host) Sysctl(key string) (string, error) {
+	text, err := os.ReadFile(sysctlPath(key))
+	return strings.TrimSpace(string(text)), sysctlError(key, err)
+}
+
+func (h *host) SetSysctl(key, value string) error {
+	f, err := os.OpenFile(sysctlPath(key), os.O_WRONLY, 0) // no O_CREATE: only what is there
+	if err != nil {
+		return sysctlError(key, err)
+	}
+	_, err = f.WriteString(value)
+	return sysctlError(key, errors.Join(err, f.Close()))
+}
+
+func sysctlError(key string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+		return fmt.Errorf("sysctl %s is %w", key, errGone)
+	}
+	return err
+}

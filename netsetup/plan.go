@@ -1,0 +1,218 @@
+package netsetup
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Step is one line of a plan as people read it.
+type Step struct {
+	Do   string `json:"do"`
+	Undo string `json:"undo,omitempty"` // "": goes with an earlier step's undo
+}
+
+// Plan is what Attach will do for one network and the ports that join it.
+type Plan struct {
+	Network string     `json:"network"`
+	Bridge  string     `json:"bridge"`
+	Subnet  string     `json:"subnet,omitempty"`
+	Steps   []Step     `json:"steps"` // done once, by the first member
+	Ports   []PortPlan `json:"ports"`
+}
+
+// PortPlan is the part of a plan that each port brings.
+type PortPlan struct {
+	VM    string `json:"vm"`
+	NIC   int    `json:"nic"`
+	Link  string `json:"link"`
+	MAC   MAC    `json:"mac"`
+	Steps []Step `json:"steps"`
+}
+
+// NewPlan says what Attach would do on a host with these facts: the same input
+// gives the same plan. A *ConflictError says that the host leaves no room.
+func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, error) {
+	n := newNames(instance, spec)
+	r, steps, err := planNetwork(spec, n, facts)
+	if err != nil {
+		return Plan{}, fmt.Errorf("plan network %s: %w", spec.Name, err)
+	}
+	p := Plan{Network: spec.Name, Bridge: r.Link, Steps: texts(steps)}
+	if r.Subnet.IsValid() {
+		p.Subnet = r.Subnet.String()
+	}
+	for _, port := range ports {
+		p.Ports = append(p.Ports, PortPlan{VM: port.VM, NIC: port.NIC, MAC: port.MAC,
+			Link: n.tap(port), Steps: texts(planPort(r, n, port))})
+	}
+	return p, nil
+}
+
+func texts(steps []step) []Step {
+	var out []Step
+	for _, s := range steps {
+		t := Step{Do: s.do.String()}
+		if s.undo != nil {
+			t.Undo = s.undo.String()
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// planNetwork resolves a network and lists what brings it up, in the order of
+// the design: links, their sysctls, rules, address, forwarding.
+func planNetwork(spec Spec, n names, f Facts) (Resolved, []step, error) {
+	r, err := resolve(spec, n, f)
+	if err != nil {
+		return r, nil, err
+	}
+	if spec.Bridge != "" {
+		return r, nil, nil // the bridge is the host's: nothing to do
+	}
+	if r.DNS && r.Address.IsValid() {
+		r.DNSPort = preferredDNSPort(n.id)
+	}
+	if f.Backend == "" {
+		return r, nil, conflict("firewall", "no iptables command works on this host; install the package iptables")
+	}
+	for _, link := range []string{n.bridge, n.vlan} {
+		if l, ok := f.link(link); ok {
+			return r, nil, conflict("name", "interface %s exists already; vmrun gc removes it if it was left behind", l.describe())
+		}
+	}
+	return r, networkSteps(r, n, f), nil
+}
+
+func networkSteps(r Resolved, n names, f Facts) []step {
+	steps := []step{{
+		addBridge{Name: n.bridge, Title: n.title, MAC: n.bridgeMAC(), MTU: r.MTU, Group: n.group},
+		delLinks{n.group, []string{n.bridge}},
+	}}
+	for _, kv := range bridgeSysctls(r, n.bridge) {
+		steps = append(steps, step{do: kv})
+	}
+	steps = append(steps, uplinkSteps(r, n)...)
+	transit := r.transit(f)
+	chains := firewallChains(r, n, f, transit)
+	steps = append(steps, step{addRules{f.Backend, chains}, delRules{f.Backend, bare(chains)}})
+	if r.Address.IsValid() {
+		steps = append(steps, step{do: addAddress{n.bridge, r.Address}})
+	}
+	steps = append(steps, step{do: setUp{n.bridge}})
+	if r.Mode == NAT {
+		for _, link := range f.egress() {
+			steps = append(steps, step{forward{link}, unforward{link}})
+		}
+	}
+	return append(steps, serviceSteps(r)...)
+}
+
+// transit lists the links whose forwarding this network would switch on.
+func (r Resolved) transit(f Facts) []string {
+	if r.Mode != NAT {
+		return nil
+	}
+	var links []string
+	for _, l := range f.egress() {
+		if !f.Forward[l] {
+			links = append(links, l)
+		}
+	}
+	return links
+}
+
+// bridgeSysctls keep a bridge to itself: no IPv6 (it would pass by the IPv4
+// rules), no answers for the host's other addresses, forwarding only for NAT.
+func bridgeSysctls(r Resolved, link string) []setSysctl {
+	forwarding := "0"
+	if r.Mode == NAT {
+		forwarding = "1"
+	}
+	return []setSysctl{
+		{"net/ipv6/conf/" + link + "/disable_ipv6", "1"},
+		{"net/ipv4/conf/" + link + "/forwarding", forwarding},
+		{"net/ipv4/conf/" + link + "/arp_ignore", "1"},
+	}
+}
+
+// uplinkSteps connect the bridge with the wire.
+func uplinkSteps(r Resolved, n names) []step {
+	switch r.Mode {
+	case VLAN:
+		steps := []step{{
+			addVLAN{Name: n.vlan, Title: n.title + "-uplink", Uplink: r.Uplink, VLAN: r.VLAN, MTU: r.MTU, Group: n.group},
+			delLinks{n.group, []string{n.vlan}},
+		}}
+		for _, kv := range bridgeSysctls(r, n.vlan) {
+			steps = append(steps, step{do: kv})
+		}
+		return append(steps, step{do: enslave{n.vlan, n.bridge}}, step{do: setUp{n.vlan}})
+	case Bridge:
+		return []step{{do: enslave{r.Uplink, n.bridge}}}
+	}
+	return nil
+}
+
+func serviceSteps(r Resolved) []step {
+	var steps []step
+	if r.DHCP {
+		steps = append(steps, step{do: note{fmt.Sprintf("serve DHCP on %s: %s-%s", r.Link, r.PoolFirst, r.PoolLast)}})
+	}
+	if r.DNSPort != 0 {
+		at := netip.AddrPortFrom(r.Address.Addr(), uint16(r.DNSPort))
+		steps = append(steps, step{do: note{fmt.Sprintf("serve DNS on %s", at)}})
+	}
+	return steps
+}
+
+// planPort lists what gives a member its port. The guards come before the port
+// can carry a frame.
+func planPort(r Resolved, n names, p PortSpec) []step {
+	tap := n.tap(p)
+	steps := []step{{
+		openTAP{Name: tap, Title: n.tapTitle(p), MAC: tapMAC(p.MAC), MTU: r.MTU, Queues: max(p.Queues, 1), Group: n.group},
+		delLinks{n.group, []string{tap}},
+	}, {
+		do: setSysctl{"net/ipv6/conf/" + tap + "/disable_ipv6", "1"},
+	}}
+	if !p.Trunk || !p.Spoof {
+		steps = append(steps, step{do: guard{Link: tap, MAC: p.MAC, Trunk: p.Trunk, Spoof: p.Spoof}})
+	}
+	steps = append(steps, step{do: enslave{tap, r.Link}})
+	if !p.Spoof {
+		steps = append(steps, step{do: pinMAC{tap, p.MAC}})
+	}
+	return append(steps, step{do: setUp{tap}})
+}
+
+// preferredDNSPort is where a network's DNS listens unless the port is taken:
+// below Linux's default range of ephemeral ports (32768 up).
+func preferredDNSPort(id string) int {
+	sum := sha256.Sum256([]byte("dns\x00" + id))
+	return 20000 + int(binary.BigEndian.Uint16(sum[:]))%10000
+}
+
+// withDNSPort replaces the preferred port of DNS in a plan.
+func withDNSPort(r Resolved, steps []step, n names, f Facts, port int) (Resolved, []step) {
+	if port == 0 || port == r.DNSPort {
+		return r, steps
+	}
+	r.DNSPort = port
+	return r, networkSteps(r, n, f)
+}
+
+// links lists every link name that a network's steps make.
+func links(steps []step) []string {
+	var all []string
+	for _, s := range steps {
+		if d, ok := s.undo.(delLinks); ok {
+			all = append(all, d.Names...)
+		}
+	}
+	slices.Sort(all)
+	return all
+}

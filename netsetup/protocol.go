@@ -1,0 +1,204 @@
+package netsetup
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// protocolVersion is said in the first message of either side. Packets keep
+// their boundaries (SOCK_SEQPACKET), so a message is there whole or not at all.
+const protocolVersion = 1
+
+// maxMessage bounds one message, far above what either side has to say.
+const maxMessage = 64 << 10
+
+// request is what a member says.
+type request struct {
+	Protocol int            `json:"protocol"`
+	Attach   *attachRequest `json:"attach,omitempty"`
+	Detach   bool           `json:"detach,omitempty"`
+}
+
+// attachRequest asks for a port. A member repeats it with the same ID when the
+// connection ends before the whole reply is there, and when its keeper died.
+type attachRequest struct {
+	ID   string   `json:"id"`
+	Net  Spec     `json:"net"`
+	Port PortSpec `json:"port"`
+}
+
+// reply is what the keeper says. One of the fields is set.
+type reply struct {
+	Protocol int           `json:"protocol"`
+	Attached *attachment   `json:"attached,omitempty"`
+	Refused  *refusal      `json:"refused,omitempty"`
+	Closing  bool          `json:"closing,omitempty"` // wait for the network's lock and start afresh
+	Detached *detachResult `json:"detached,omitempty"`
+}
+
+// attachment describes a port; its TAP's files come with the message, unless
+// the member has them already.
+type attachment struct {
+	Link    string       `json:"link"`
+	Bridge  string       `json:"bridge"`
+	IP      netip.Addr   `json:"ip,omitzero"`
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+	MTU     int          `json:"mtu"`
+	Members int          `json:"members"` // with this one
+	Adopted bool         `json:"adopted,omitempty"`
+}
+
+// refusal carries an error to the member, with the type that its hint needs.
+type refusal struct {
+	Key     string `json:"key,omitempty"`     // of a ConflictError
+	Feature string `json:"feature,omitempty"` // of a MissingError
+	Text    string `json:"text"`
+}
+
+func newRefusal(err error) *refusal {
+	r := &refusal{Text: err.Error()}
+	var conflict *ConflictError
+	var missing *MissingError
+	switch {
+	case errors.As(err, &conflict):
+		r.Key, r.Text = conflict.Key, conflict.Reason
+	case errors.As(err, &missing):
+		r.Feature, r.Text = missing.Feature, missing.Reason
+	}
+	return r
+}
+
+func (r *refusal) err() error {
+	switch {
+	case r.Key != "":
+		return &ConflictError{Key: r.Key, Reason: r.Text}
+	case r.Feature != "":
+		return &MissingError{Feature: r.Feature, Reason: r.Text}
+	}
+	return errors.New(r.Text)
+}
+
+// detachResult is said when the port is gone; for the last member, when the
+// whole network is.
+type detachResult struct {
+	Last   bool   `json:"last,omitempty"`
+	Errors string `json:"errors,omitempty"` // of undoing; "" when all went well
+}
+
+// send writes one message with the files' descriptors. The files stay the
+// caller's.
+func send(conn *net.UnixConn, message any, files []*os.File) error {
+	text, err := json.Marshal(message)
+	if err != nil {
+		return fmt.Errorf("encode message: %w", err)
+	}
+	if len(text) > maxMessage {
+		return fmt.Errorf("send message: %d bytes are more than %d", len(text), maxMessage)
+	}
+	var rights []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		rights = unix.UnixRights(fds...)
+	}
+	_, _, err = conn.WriteMsgUnix(text, rights, nil)
+	return err
+}
+
+// receive reads one message and the files that came with it, close-on-exec.
+// io.EOF says that the other side is gone. The files are the caller's, on
+// error there are none.
+func receive(conn *net.UnixConn, message any) ([]*os.File, error) {
+	text := make([]byte, maxMessage)
+	rights := make([]byte, unix.CmsgSpace(4*256))
+	n, rn, flags, _, err := conn.ReadMsgUnix(text, rights)
+	if err != nil {
+		return nil, err
+	}
+	files, err := rightsToFiles(rights[:rn])
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, errors.Join(io.EOF, closeAll(files))
+	}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		return nil, errors.Join(errors.New("receive message: it is too long"), closeAll(files))
+	}
+	if err := json.Unmarshal(text[:n], message); err != nil {
+		return nil, errors.Join(fmt.Errorf("decode message: %w", err), closeAll(files))
+	}
+	return files, nil
+}
+
+func rightsToFiles(oob []byte) ([]*os.File, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("receive descriptors: %w", err)
+	}
+	var files []*os.File
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue // another kind of control message
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "/dev/net/tun"))
+		}
+	}
+	return files, nil
+}
+
+// socketName is the keeper's socket in the network's folder.
+const socketName = "keeper.sock"
+
+// inFolder calls f with a short path to a name in dir: a socket's path has room
+// for 107 bytes, and state folders may be deep.
+func inFolder(dir, name string, f func(path string) error) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return f(filepath.Join("/proc/self/fd", fmt.Sprint(d.Fd()), name))
+}
+
+func dialKeeper(dir string) (conn *net.UnixConn, err error) {
+	err = inFolder(dir, socketName, func(path string) error {
+		conn, err = net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: path})
+		return err
+	})
+	return conn, err
+}
+
+// listenKeeper binds the socket anew; the caller holds the spawn lock.
+func listenKeeper(dir string) (f *os.File, err error) {
+	if err := os.Remove(filepath.Join(dir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	err = inFolder(dir, socketName, func(path string) error {
+		l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false)
+		f, err = l.File()
+		return errors.Join(err, l.Close())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen on keeper socket: %w", err)
+	}
+	return f, nil
+}

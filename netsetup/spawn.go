@@ -1,0 +1,98 @@
+package netsetup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// connect reaches the network's keeper, starting one if there is none. Under
+// the spawn lock the listening socket is bound before the keeper runs, so that
+// whoever comes later waits in its backlog: nobody polls, and there is one
+// keeper however many members start at once.
+func connect(ctx context.Context, h Host, dir string) (*net.UnixConn, error) {
+	if conn, err := dialKeeper(dir); err == nil {
+		return conn, nil
+	}
+	lock, err := lockFile(filepath.Join(dir, "spawn.lock"), unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if conn, err := dialKeeper(dir); err == nil {
+		return conn, nil
+	}
+	listener, err := listenKeeper(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := startKeeper(h, dir, listener); err != nil {
+		return nil, err
+	}
+	return dialKeeper(dir)
+}
+
+// startKeeper runs the keeper in a session of its own, with nothing inherited
+// but the socket: it must outlive the member that happened to come first.
+func startKeeper(h Host, dir string, listener *os.File) error {
+	log, err := os.OpenFile(filepath.Join(dir, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open keeper log: %w", err)
+	}
+	defer log.Close()
+	argv := keeperCommand(h, dir)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Stderr = log
+	cmd.ExtraFiles = []*os.File{listener}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := startRestricted(cmd); err != nil {
+		return fmt.Errorf("start keeper: %w", err)
+	}
+	go cmd.Wait() // no zombie while this process lives; the result is in the log
+	return nil
+}
+
+// keeperCommand is the keeper's command line. Under systemd it gets a scope of
+// its own: else the end of the CI job or session that started it would end the
+// network of all others. systemd-run --scope becomes the command it is given
+// and leaves inherited descriptors open (systemd-run.1).
+func keeperCommand(h Host, dir string) []string {
+	argv := []string{h.Executable, "keeper", "--runtime", h.Runtime, "--state", h.State, "--network", filepath.Base(dir)}
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return argv
+	}
+	run, err := exec.LookPath("systemd-run")
+	if err != nil {
+		return argv
+	}
+	return append([]string{run, "--scope", "--quiet", "--collect", "--description=vmrun network " + filepath.Base(dir), "--"}, argv...)
+}
+
+// inherited is the listening socket that startKeeper passed on.
+func inherited() (*net.UnixListener, error) {
+	f := os.NewFile(3, socketName)
+	unix.CloseOnExec(3)
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over listening socket (only vmrun itself starts a keeper): %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(errors.New("take over listening socket: it is no unix socket"), l.Close())
+	}
+	return u, nil
+}
