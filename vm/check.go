@@ -1,0 +1,108 @@
+package vm
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/vmrun/vmrun/profiles"
+)
+
+// Check looks whether the files of a plan are there and may be read, and
+// whether the host's ports that it forwards are free. It changes nothing. What
+// it finds is a *HostError, or several joined. Launch begins with it.
+func (plan *Plan) Check() error {
+	var errs []error
+	for _, file := range []string{plan.Kernel, plan.Initrd} {
+		if file != "" {
+			errs = append(errs, checkFile(file))
+		}
+	}
+	for _, d := range plan.Disks {
+		errs = append(errs, checkDisk(d.Path, d.Keep))
+	}
+	for _, nic := range plan.NICs {
+		for _, f := range nic.Forwards {
+			errs = append(errs, checkPort(f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkFile finds out whether a kernel or an initrd can be read. It is not
+// opened before it is known to be a file: a FIFO would wait for its writer.
+func checkFile(path string) error {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return &HostError{NeedFile, err}
+	}
+	if !fi.Mode().IsRegular() {
+		return lacks(NeedFile, "open %s: not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return &HostError{NeedFile, err}
+	}
+	return f.Close()
+}
+
+func checkDisk(path string, write bool) error {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return &HostError{NeedFile, err}
+	}
+	if !fi.Mode().IsRegular() && fi.Mode().Type() != fs.ModeDevice {
+		return lacks(NeedFile, "open %s: neither a file nor a block device", path)
+	}
+	flags := os.O_RDONLY
+	if write {
+		flags = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return &HostError{NeedFile, err}
+	}
+	return f.Close()
+}
+
+// checkPort finds out whether a port of the host can be listened at.
+func checkPort(f profiles.Forward) error {
+	if f.Proto == "udp" {
+		c, err := listenUDP(f)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}
+	l, err := listenTCP(f)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// readableBy tells whether a user may open a file for reading, going by the
+// modes of the file and of the folders that lead to it. The path is absolute
+// and without links.
+func readableBy(u User, path string) (bool, error) {
+	if u.UID == 0 {
+		return true, nil
+	}
+	const read, search = 0o4, 0o1
+	for want := fs.FileMode(read); ; want = search {
+		fi, err := os.Stat(path)
+		if err != nil {
+			return false, err
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		if !permits(fi.Mode(), st.Uid, st.Gid, u, want) {
+			return false, nil
+		}
+		if path == filepath.Dir(path) {
+			return true, nil
+		}
+		path = filepath.Dir(path)
+	}
+}

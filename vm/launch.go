@@ -1,0 +1,200 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/vmrun/vmrun/images"
+	"github.com/vmrun/vmrun/netsetup"
+	"github.com/vmrun/vmrun/vm/qemu"
+)
+
+// Options are what a launch can do differently.
+type Options struct {
+	Paused bool // the guest waits for the QMP command cont
+
+	attach attachFunc              // nil: netsetup.Attach
+	micro  microFunc               // nil: images.PrepareMicro
+	before func(step string) error // called before each step, which it can prevent; nil: nothing is called
+}
+
+// Launch carries out a plan and returns the running virtual machine, which the
+// caller closes. Where it fails nothing is left of it but the logs. The context
+// is for the launch alone: the machine goes on when it ends.
+//
+// What the host lacks is told by a *HostError in the error's tree, a QEMU that
+// did not start by a *StartError.
+func Launch(ctx context.Context, plan *Plan, h Host, o Options) (_ *Instance, err error) {
+	l := &launch{plan: plan, host: h, options: o}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("launch %s: %w", plan.Name, err), l.undo.run())
+		}
+	}()
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"check", l.check},
+		{"claim", l.claimName},
+		{"disks", l.openDisks},
+		{"boot", l.prepareBoot},
+		{"networks", l.joinNetworks},
+		{"forwards", l.forwardPorts},
+		{"start", l.startQEMU},
+		{"release", l.releaseFiles},
+		{"record", l.recordState},
+		{"run", l.runGuest},
+	} {
+		if err := l.run(ctx, step.name, step.do); err != nil {
+			return nil, err
+		}
+	}
+	return l.instance, nil
+}
+
+// launch is a plan while it is carried out.
+type launch struct {
+	plan    *Plan
+	host    Host
+	options Options
+	undo    undo // of everything, to be run when the instance ends
+	lent    undo // closes what only QEMU needs, once QEMU has it
+
+	dir        string // of the virtual machine, below Dirs.Runtime
+	qemuLog    *os.File
+	consoleLog *os.File
+	disks      []*images.Disk
+	kernel     bootFile
+	initrd     bootFile
+	ports      []port // by NIC; nil: user mode
+	process    *process
+	instance   *Instance
+}
+
+// bootFile is a kernel or an initrd: a path that QEMU can open itself, or a
+// copy that it inherits.
+type bootFile struct {
+	path string
+	copy *os.File
+}
+
+func (l *launch) run(ctx context.Context, name string, step func(context.Context) error) error {
+	if l.options.before != nil {
+		if err := l.options.before(name); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return step(ctx)
+}
+
+func (l *launch) check(context.Context) error {
+	for _, w := range l.plan.Warnings {
+		l.host.log().Warn(w)
+	}
+	return l.plan.Check()
+}
+
+// openDisks opens the disks, whoever may open them. Overlays have no name.
+func (l *launch) openDisks(ctx context.Context) error {
+	l.undo.push(l.lent.run)
+	if len(l.plan.Disks) == 0 {
+		return nil
+	}
+	dir := filepath.Join(l.host.Dirs.State, "vms")
+	if err := makeFolders(l.host.Dirs.State, dir); err != nil {
+		return fmt.Errorf("make folder: %w", err)
+	}
+	for _, spec := range l.plan.Disks {
+		disk, err := images.PrepareDisk(ctx, l.host.QEMUImg, dir, spec)
+		if err != nil {
+			return err
+		}
+		l.lent.push(disk.Close)
+		l.disks = append(l.disks, disk)
+	}
+	return nil
+}
+
+// prepareBoot makes the micro guest, and finds out what QEMU's user can't read.
+func (l *launch) prepareBoot(ctx context.Context) (err error) {
+	initrd := l.plan.Initrd
+	if l.plan.Micro != nil {
+		prepare := l.options.micro
+		if prepare == nil {
+			prepare = images.PrepareMicro
+		}
+		if initrd, err = prepare(ctx, *l.plan.Micro, l.host.Dirs.Cache); err != nil {
+			return err
+		}
+	}
+	if l.kernel, err = l.bootFile(l.plan.Kernel); err != nil {
+		return err
+	}
+	l.initrd, err = l.bootFile(initrd)
+	return err
+}
+
+func (l *launch) bootFile(path string) (bootFile, error) {
+	if path == "" {
+		return bootFile{}, nil
+	}
+	if l.plan.User.UID == uint32(l.host.EUID) {
+		return bootFile{path: path}, nil
+	}
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return bootFile{}, err
+	}
+	readable, err := readableBy(l.plan.User, path)
+	if err != nil || readable {
+		return bootFile{path: path}, err
+	}
+	f, err := inMemory(path)
+	if err != nil {
+		return bootFile{}, err
+	}
+	l.lent.push(f.Close)
+	return bootFile{copy: f}, nil
+}
+
+// startQEMU starts QEMU and waits for its greeting. A KVM that is there but
+// does not work shows only now: some hosts abort, and TCG has to do.
+func (l *launch) startQEMU(ctx context.Context) error {
+	p, err := l.start(ctx, l.plan.Accel)
+	if failed, ok := errors.AsType[*StartError](err); ok && failed.died && l.plan.Fallback {
+		if p, err = l.start(ctx, qemu.TCG); err == nil {
+			l.host.log().Warn("KVM does not work here, so the guest runs many times slower", "cause", failed)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	l.process = p
+	l.undo.push(p.close)
+	return nil
+}
+
+// releaseFiles closes our copies of what QEMU inherited: the images' locks and
+// the TAPs are to end with QEMU.
+func (l *launch) releaseFiles(context.Context) error { return l.lent.run() }
+
+// runGuest watches the machine and lets the guest begin.
+func (l *launch) runGuest(ctx context.Context) error {
+	l.instance = newInstance(l)
+	if l.options.Paused {
+		return nil
+	}
+	return l.instance.QMP().Run(ctx, "cont", nil, nil)
+}
+
+type (
+	attachFunc func(context.Context, netsetup.Host, netsetup.Spec, netsetup.PortSpec) (port, error)
+	microFunc  func(ctx context.Context, spec images.MicroSpec, cacheDir string) (path string, err error)
+)
