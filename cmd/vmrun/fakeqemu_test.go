@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// fakeQEMU stands in for QEMU where what counts is what vmrun makes of its
+// life. It serves the inherited QMP and console sockets of its command line.
+// What it does are the words after fake= in the guest's kernel command line.
+type fakeQEMU struct {
+	qmp     net.Conn
+	console net.Conn
+	acts    []string
+	signal  syscall.Signal // sent to vmrun, first when the guest begins; 0: none
+}
+
+func fakeQEMUMain() {
+	args := strings.Join(os.Args[1:], " ")
+	if strings.Contains(args, "-version") {
+		fmt.Println("QEMU emulator version 9.9.9 (fake)")
+		return
+	}
+	q := fakeQEMU{acts: strings.Split(after(args, "fake="), ",")}
+	if q.does("dead") {
+		fmt.Fprintln(os.Stderr, "qemu-system-x86_64: -machine q35: the fake is out of order")
+		unix.Exit(1)
+	}
+	for _, word := range q.acts {
+		q.signal = max(q.signal, unix.SignalNum(word))
+	}
+	q.qmp, q.console = inherited(args, "qmp"), inherited(args, "con")
+	q.serveQMP()
+}
+
+func (q fakeQEMU) does(word string) bool { return slices.Contains(q.acts, word) }
+
+// after is the word that follows key in text.
+func after(text, key string) string {
+	_, rest, _ := strings.Cut(text, key)
+	word, _, _ := strings.Cut(rest, " ")
+	return word
+}
+
+// inherited opens the socket of a character device.
+func inherited(args, id string) net.Conn {
+	number, _, _ := strings.Cut(after(args, "socket,id="+id+",fd="), ",")
+	fd, err := strconv.Atoi(number)
+	if err != nil {
+		panic(fmt.Sprintf("no chardev %s in %s", id, args))
+	}
+	f := os.NewFile(uintptr(fd), id)
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		panic(err)
+	}
+	return conn
+}
+
+func (q fakeQEMU) serveQMP() {
+	q.send(`{"QMP":{"version":{"qemu":{"major":9,"minor":9,"micro":9},"package":"fake"},"capabilities":[]}}`)
+	in := json.NewDecoder(q.qmp)
+	for {
+		var cmd struct {
+			Execute string          `json:"execute"`
+			ID      json.RawMessage `json:"id"`
+		}
+		if err := in.Decode(&cmd); err != nil {
+			return
+		}
+		q.send(fmt.Sprintf(`{"return":{"running":true},"id":%s}`, cmd.ID))
+		q.after(cmd.Execute)
+	}
+}
+
+// after is what follows a command that was answered. Whatever is asked of the
+// deaf or the stubborn, they answer with the next signal to vmrun.
+func (q fakeQEMU) after(command string) {
+	switch {
+	case command == "cont":
+		q.begin()
+	case command == "system_powerdown" && q.does("serve"):
+		q.shutdown("guest-shutdown", true)
+	case command == "system_powerdown", command == "quit" && q.does("stubborn"):
+		q.signalParent()
+	case command == "quit":
+		q.shutdown("host-qmp-quit", false)
+	}
+}
+
+// begin is what the guest does of its own accord.
+func (q fakeQEMU) begin() {
+	io.WriteString(q.console, "fake guest\r\n")
+	go q.echo()
+	switch {
+	case q.does("shutdown"):
+		q.shutdown("guest-shutdown", true)
+	case q.does("panic"):
+		q.send(`{"event":"GUEST_PANICKED","data":{"action":"pause"},"timestamp":{"seconds":1,"microseconds":0}}`)
+		q.shutdown("guest-panic", true)
+	case q.does("crash"):
+		fmt.Fprintln(os.Stderr, "qemu-system-x86_64: the fake crashes")
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	q.signalParent()
+}
+
+// echo sends back each byte of input in angle brackets. The byte q powers off.
+func (q fakeQEMU) echo() {
+	in := bufio.NewReader(q.console)
+	for {
+		b, err := in.ReadByte()
+		if err != nil {
+			return
+		}
+		if b == 'q' {
+			q.shutdown("guest-shutdown", true)
+		}
+		fmt.Fprintf(q.console, "<%d>", b)
+	}
+}
+
+func (q fakeQEMU) signalParent() {
+	if q.signal != 0 {
+		syscall.Kill(os.Getppid(), q.signal)
+	}
+}
+
+func (q fakeQEMU) shutdown(reason string, guest bool) {
+	q.send(fmt.Sprintf(`{"event":"SHUTDOWN","data":{"guest":%v,"reason":%q},"timestamp":{"seconds":1,"microseconds":0}}`, guest, reason))
+	unix.Exit(0) // without what -race does at an end, which takes a second
+}
+
+func (q fakeQEMU) send(line string) { io.WriteString(q.qmp, line+"\r\n") }

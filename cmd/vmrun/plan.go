@@ -1,0 +1,180 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmrun/vmrun/netsetup"
+	"github.com/vmrun/vmrun/profiles"
+	"github.com/vmrun/vmrun/vm"
+)
+
+// launchPlan is all that run would do.
+type launchPlan struct {
+	*vm.Plan
+	Networks []netsetup.Plan `json:"networks"` // in the order of the NICs
+	Command  []string        `json:"command"`  // QEMU's
+}
+
+func newPlanCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "plan FILE",
+		Short: "Say what run would do, and how it is undone",
+		Long: "Say what run would do on this host as it is now: the steps with their undo, and\n" +
+			"QEMU's command line. What only the launch can know stands in {braces}. Nothing is\n" +
+			"changed.",
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := newLaunchPlan(args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), p)
+			}
+			return p.print(cmd.OutOrStdout())
+		},
+		ValidArgsFunction: completeProfiles,
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newLaunchPlan(file string) (*launchPlan, error) {
+	profile, err := profiles.Load(file)
+	if err != nil {
+		return nil, err
+	}
+	host, err := detectHost()
+	if err != nil {
+		return nil, err
+	}
+	plan, err := vm.NewPlan(profile, host)
+	if err != nil {
+		return nil, err
+	}
+	networks, err := planNetworks(plan.NICs, host)
+	if err != nil {
+		return nil, err
+	}
+	return &launchPlan{Plan: plan, Networks: networks, Command: plan.Command(host)}, nil
+}
+
+// planNetworks plans each network that NICs join, with all their ports on it.
+func planNetworks(nics []vm.NIC, host vm.Host) ([]netsetup.Plan, error) {
+	var specs []netsetup.Spec
+	ports := map[netsetup.Spec][]netsetup.PortSpec{}
+	for _, nic := range nics {
+		if nic.Spec == nil {
+			continue // QEMU's own affair
+		}
+		if len(ports[*nic.Spec]) == 0 {
+			specs = append(specs, *nic.Spec)
+		}
+		ports[*nic.Spec] = append(ports[*nic.Spec], *nic.Port)
+	}
+	plans := []netsetup.Plan{}
+	if len(specs) == 0 {
+		return plans, nil
+	}
+	facts, instance, err := netsetup.ReadFacts(networkHost(host))
+	if err != nil {
+		return nil, err
+	}
+	for _, spec := range specs {
+		p, err := netsetup.NewPlan(spec, ports[spec], instance, facts)
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, p)
+	}
+	return plans, nil
+}
+
+// print writes the plan for people.
+func (p *launchPlan) print(w io.Writer) error {
+	var b strings.Builder
+	for _, text := range p.Warnings {
+		fmt.Fprintf(&b, "warning: %s\n", text)
+	}
+	fmt.Fprintf(&b, "%s: %s, as user %s\n", p.Name, p.machine(), p.User.Name)
+	for _, n := range p.Networks {
+		printNetwork(&b, n)
+	}
+	for i, nic := range p.NICs {
+		if nic.Spec == nil {
+			fmt.Fprintf(&b, "\nnic %d: %s, QEMU's user-mode network, nothing to set up\n", i, nic.MAC)
+		}
+		for _, f := range nic.Forwards {
+			fmt.Fprintf(&b, "  forward %s:%d/%s to port %d of the guest\n", f.HostAddr, f.HostPort, f.Proto, f.GuestPort)
+		}
+	}
+	fmt.Fprintf(&b, "\n%s", commandText(p.Command))
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (p *launchPlan) machine() string {
+	accel := p.Accel
+	if p.Fallback {
+		accel += ", or tcg where it does not work"
+	}
+	return fmt.Sprintf("%s, %d MiB, %s, %s", plural(p.CPUs, "CPU"), p.Memory>>20, p.Plan.Machine, accel)
+}
+
+func printNetwork(b *strings.Builder, n netsetup.Plan) {
+	fmt.Fprintf(b, "\nnetwork %s: bridge %s", n.Network, n.Bridge)
+	if n.Subnet != "" {
+		fmt.Fprintf(b, ", %s", n.Subnet)
+	}
+	if len(n.Steps) == 0 {
+		b.WriteString(", which is the host's own\n")
+	} else {
+		b.WriteString(", set up by its first member\n")
+	}
+	printSteps(b, n.Steps)
+	for _, port := range n.Ports {
+		fmt.Fprintf(b, "\nnic %d: %s, %s on network %s\n", port.NIC, port.MAC, port.Link, n.Network)
+		printSteps(b, port.Steps)
+	}
+}
+
+func printSteps(b *strings.Builder, steps []netsetup.Step) {
+	for _, s := range steps {
+		fmt.Fprintf(b, "  %s\n", s.Do)
+		if s.Undo != "" {
+			fmt.Fprintf(b, "      undo: %s\n", s.Undo)
+		}
+	}
+}
+
+// commandText is a command line over several lines, which a shell would take:
+// each option on a line with its value.
+func commandText(argv []string) string {
+	var b strings.Builder
+	b.WriteString(shellQuote(filepath.Clean(argv[0])))
+	for i, arg := range argv[1:] {
+		if strings.HasPrefix(arg, "-") || i == 0 {
+			b.WriteString(" \\\n    ")
+		} else {
+			b.WriteByte(' ')
+		}
+		b.WriteString(shellQuote(arg))
+	}
+	b.WriteByte('\n')
+	return b.String()
+}
+
+// shellQuote makes an argument one word to a shell.
+func shellQuote(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+,./:@%"
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
