@@ -22,22 +22,22 @@ var backends = []string{"iptables", "iptables-legacy", "iptables-nft"}
 
 // Backend takes the first command whose NAT table works on this kernel.
 func (h *host) Backend() (string, bool, error) {
-	var errs []error
+	var causes []string
 	for _, command := range backends {
 		if _, err := exec.LookPath(command); err != nil {
 			continue
 		}
 		if _, err := iptables(command, "", "-t", "nat", "-S", "POSTROUTING"); err != nil {
-			errs = append(errs, err)
+			causes = append(causes, err.Error())
 			continue
 		}
 		_, err := iptables(command, "", "-S", "DOCKER-USER")
 		return command, err == nil, nil
 	}
-	if len(errs) == 0 {
+	if len(causes) == 0 {
 		return "", false, &MissingError{Feature: "iptables", Reason: "iptables is not installed"}
 	}
-	return "", false, &MissingError{Feature: "iptables", Reason: "iptables does not work on this kernel: " + errors.Join(errs...).Error()}
+	return "", false, &MissingError{Feature: "iptables", Reason: "iptables does not work on this kernel: " + strings.Join(causes, "; ")}
 }
 
 // AddRules feeds all chains to one process.

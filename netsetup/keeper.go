@@ -124,7 +124,7 @@ func (k *keeper) serve(ctx context.Context, listener *net.UnixListener) error {
 	}
 	idle := time.AfterFunc(firstMemberTimeout, k.endIfUnused)
 	defer idle.Stop()
-	stopped := context.AfterFunc(ctx, func() { listener.Close() })
+	stopped := context.AfterFunc(ctx, func() { k.stopListening(listener) })
 	defer stopped()
 	var members sync.WaitGroup
 	for {
@@ -138,6 +138,15 @@ func (k *keeper) serve(ctx context.Context, listener *net.UnixListener) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.journal.close()
+}
+
+// stopListening removes the socket while it still listens: as long as it does,
+// no other keeper's takes its place, so the name is ours.
+func (k *keeper) stopListening(listener *net.UnixListener) {
+	if err := removeIfThere(filepath.Join(k.dir, socketName)); err != nil {
+		k.log.Warn("remove socket", "cause", err)
+	}
+	listener.Close()
 }
 
 // endIfUnused ends a keeper whose first member never came.

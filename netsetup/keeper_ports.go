@@ -178,7 +178,9 @@ func (k *keeper) resume(ctx context.Context) error {
 	}
 	k.services = services
 	for _, h := range k.ports {
-		if _, err := services.reserve(h.Spec); err != nil {
+		port := h.Spec
+		port.IP = h.IP // what its guest has is right, whatever it asked for
+		if _, err := services.reserve(port); err != nil {
 			k.log.Warn("keep address", "vm", h.Spec.VM, "cause", err)
 		}
 	}

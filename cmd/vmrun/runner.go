@@ -5,9 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmrun/vmrun/netsetup"
 	"github.com/vmrun/vmrun/profiles"
 	"github.com/vmrun/vmrun/vm"
 )
@@ -56,6 +58,7 @@ func (r *runner) runProfile(ctx context.Context, profile *profiles.Profile) outc
 	if err != nil {
 		return launchFailure(err)
 	}
+	r.sweep(ctx, plan, host)
 	var instance *vm.Instance
 	signal := untilSignal(ctx, r.signals, func(ctx context.Context) {
 		instance, err = vm.Launch(ctx, plan, host, vm.Options{})
@@ -75,6 +78,21 @@ func (r *runner) runProfile(ctx context.Context, profile *profiles.Profile) outc
 		end.code = max(end.code, exitFailed)
 	}
 	return end
+}
+
+// sweep undoes what killed runs left of networks before another one comes up.
+// What it can't undo now does not hinder this run, and gc tells it again.
+func (r *runner) sweep(ctx context.Context, plan *vm.Plan, host vm.Host) {
+	if !slices.ContainsFunc(plan.NICs, func(n vm.NIC) bool { return n.Spec != nil }) {
+		return
+	}
+	removed, err := netsetup.Sweep(ctx, networkHost(host))
+	for _, line := range removed {
+		r.log.Info("left behind by a killed run: " + line)
+	}
+	if err != nil {
+		r.log.Warn("undo what a killed run left", "cause", err)
+	}
 }
 
 // introduce tells people what there is now.

@@ -19,6 +19,7 @@ type holding struct {
 // order. No two machines hold one address at a time, and nobody holds one that
 // is outside the pool or another's reservation.
 func TestOneAddressOneMachine(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
 		w := newWorld(t, func(o *Options, _ *Config) { o.Pool.Last = ip("10.70.0.103") })
 		held := make(map[mac]holding)
