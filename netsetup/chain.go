@@ -82,7 +82,7 @@ func forwardChain(r Resolved, n names, f Facts) chain {
 		rules = append(rules,
 			fmt.Sprintf("-o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", b),
 			fmt.Sprintf("-o %s -j REJECT", b),
-			// Towards another network of ours that one's rules decide.
+			// No way from one network of ours to another.
 			fmt.Sprintf("-s %s -i %s ! -o %s+ -j ACCEPT", r.Subnet, b, bridgePrefix))
 	} else {
 		rules = append(rules, fmt.Sprintf("-o %s -j REJECT", b))
@@ -117,12 +117,13 @@ func inputChain(r Resolved, n names) chain {
 }
 
 // transitChain keeps the host from becoming a router for the neighbours on a
-// link that forwards only because of us. It has a name of its own per link, as
-// ways out come and go while the network is up.
+// link that forwards only because of us; what others forward on purpose, replies
+// and published ports, passes. It has a name of its own per link, as ways out
+// come and go while the network is up.
 func transitChain(n names, f Facts, link string) chain {
 	sum := sha256.Sum256([]byte(link))
 	return chain{Table: "filter", Name: n.chain + "-T" + hashText.EncodeToString(sum[:])[:8],
-		Rules: []string{fmt.Sprintf("! -o %s+ -j DROP", bridgePrefix)},
+		Rules: []string{fmt.Sprintf("! -o %s+ -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP", bridgePrefix)},
 		Hooks: []hook{{forwardHook(f), "-i " + link}}}
 }
 

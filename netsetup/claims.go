@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -61,8 +60,9 @@ func flock(f *os.File, how int) error {
 
 // record is what an interface was before vmrun forwarded for it.
 type record struct {
-	index int // of the interface, which may be a new one of the same name
-	value string
+	index  int // of the interface, which may be a new one of the same name
+	value  string
+	router string // net.ipv4.ip_forward
 }
 
 func (c *claims) path(link string) string { return filepath.Join(c.dir, "forwarding-"+link) }
@@ -71,7 +71,7 @@ func readRecord(f *os.File) (record, bool) {
 	text := make([]byte, 64)
 	n, _ := f.ReadAt(text, 0)
 	var r record
-	_, err := fmt.Sscanf(string(text[:n]), "%d %s\n", &r.index, &r.value)
+	_, err := fmt.Sscanf(string(text[:n]), "%d %s %s\n", &r.index, &r.value, &r.router)
 	return r, err == nil
 }
 
@@ -79,7 +79,7 @@ func writeRecord(f *os.File, r record) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s\n", r.index, r.value), 0)
+	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s %s\n", r.index, r.value, r.router), 0)
 	return err
 }
 
@@ -94,7 +94,7 @@ func (c *claims) forward(k kernel, link string) error {
 	defer host.Close()
 	now, err := c.present(k, link)
 	if err != nil {
-		return err
+		return ignoreGone(err) // links of containers come and go
 	}
 	f, err := lockFile(c.path(link), unix.LOCK_SH)
 	if err != nil {
@@ -125,6 +125,7 @@ func (c *claims) drop(link string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f := c.held[link]; f != nil {
+		flock(f, unix.LOCK_UN) // a child that is just being forked has a copy of f
 		f.Close()
 		delete(c.held, link)
 	}
@@ -161,7 +162,10 @@ func (c *claims) restore(k kernel, link string, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if now.value == "1" && before.value != "1" {
+	// Whoever made the host a router meanwhile (Docker does) set all links to 1
+	// and means it.
+	madeRouter := before.router != "1" && now.router == "1"
+	if now.value == "1" && before.value != "1" && !madeRouter {
 		if err := k.SetSysctl(forwardingKey(link), before.value); err != nil {
 			return err
 		}
@@ -180,7 +184,11 @@ func (c *claims) present(k kernel, link string) (record, error) {
 		return record{}, fmt.Errorf("interface %s is %w", link, errGone)
 	}
 	value, err := k.Sysctl(forwardingKey(link))
-	return record{l.Index, strings.TrimSpace(value)}, err
+	if err != nil {
+		return record{}, err
+	}
+	router, err := k.Sysctl("net/ipv4/ip_forward")
+	return record{l.Index, value, router}, err
 }
 
 // forwardsAlone tells whether a link forwards without any network of ours.
@@ -214,13 +222,19 @@ func readFacts(k kernel, c *claims) (Facts, error) {
 	if err != nil {
 		return f, err
 	}
-	if f.Backend, f.Docker, err = k.Backend(); err != nil {
+	if err := k.TUN(); err != nil {
+		return f, err
+	}
+	f.Backend, f.Docker, err = k.Backend()
+	if missing, ok := errors.AsType[*MissingError](err); ok {
+		f.NoBackend = missing.Reason // a bridge that is joined needs no rules
+	} else if err != nil {
 		return f, err
 	}
 	f.Forward = map[string]bool{}
 	for _, link := range f.egress() {
 		alone, err := c.forwardsAlone(k, link)
-		if err != nil {
+		if ignoreGone(err) != nil {
 			return f, err
 		}
 		f.Forward[link] = alone
@@ -232,7 +246,7 @@ func readFacts(k kernel, c *claims) (Facts, error) {
 // The string is the instance that the plan's names derive from. A
 // *MissingError says what the host lacks.
 func ReadFacts(h Host) (Facts, string, error) {
-	k, err := newHost()
+	k, err := newHost(nil)
 	if err != nil {
 		return Facts{}, "", err
 	}

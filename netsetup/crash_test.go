@@ -39,15 +39,45 @@ func keepers(t *testing.T) []int {
 	return pids
 }
 
-// kill ends a process and waits until it is gone.
-func kill(t *testing.T, pid int) {
+// others lists all processes of the test's pid namespace but itself and those
+// that have ended, also one that is not yet the program that it will be.
+func others(t *testing.T) []int {
 	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var pids []int
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		_, state, ok := strings.Cut(string(text), ") ")
+		if err != nil || !ok || state[0] == 'Z' || state[0] == 'X' {
+			continue
+		}
+		var pid int
+		fmt.Sscanf(path, "/proc/%d/", &pid)
+		if pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// kill ends a process and waits until it is gone.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	awaitEnd(t, pid, syscall.SIGKILL)
+}
+
+// awaitEnd waits until a process is gone, having sent it a signal (0: none).
+func awaitEnd(t *testing.T, pid int, signal syscall.Signal) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // ended
+	}
 	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && err != unix.ESRCH {
 		t.Fatal(err)
 	}
 	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000); err != nil {
@@ -136,11 +166,10 @@ func TestKilled(t *testing.T) {
 						continue
 					}
 					// The other one's death may have ended it already.
-					syscall.Kill(pids[0], syscall.SIGKILL)
+					kill(t, pids[0])
 				}
-				dir := filepath.Join(netsFolder(h.Runtime), specs()[network].folder())
-				if err := awaitGone(context.Background(), dir); err != nil {
-					t.Fatal(err)
+				for pids := others(t); len(pids) > 0; pids = others(t) {
+					awaitEnd(t, pids[0], 0) // also of a keeper that adopted
 				}
 				if _, err := Sweep(context.Background(), h); err != nil {
 					t.Error(err)
@@ -226,7 +255,7 @@ func TestRefusals(t *testing.T) {
 	}
 	other := taken
 	other.MTU = 9000
-	if _, err := Attach(context.Background(), h, other, portOf(1)); err == nil || !strings.Contains(err.Error(), "mtu (0 there, 9000 here)") {
+	if _, err := Attach(context.Background(), h, other, portOf(1)); err == nil || !strings.Contains(err.Error(), "mtu (unset there, 9000 here)") {
 		t.Errorf("another definition: %v", err)
 	}
 	if _, err := Attach(context.Background(), h, taken, testPort()); err == nil || !strings.Contains(err.Error(), "a VM web is on the network already") {
@@ -240,6 +269,79 @@ func TestRefusals(t *testing.T) {
 	if err := a.Close(); err != nil {
 		t.Error(err)
 	}
+	if diff := cmp.Diff(before, hostState(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}
+
+// TestSilentClient: who connects and says nothing does not keep a keeper, and
+// the network is there for the next one.
+func TestSilentClient(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	spec := specs()["nat"]
+	dir := filepath.Join(netsFolder(h.Runtime), spec.folder())
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := connect(context.Background(), h, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids := keepers(t)
+	conn.Close()
+	for _, pid := range pids {
+		awaitEnd(t, pid, 0)
+	}
+	p, err := Attach(context.Background(), h, spec, testPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, hostState(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}
+
+// TestSweepBesideNewMembers: sweeps while a killed network comes up again never
+// take the new keeper's socket away.
+func TestSweepBesideNewMembers(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	m := startMember(t, filepath.Dir(h.Runtime), "nat")
+	pids := keepers(t)
+	m.Process.Kill()
+	m.Wait()
+	kill(t, pids[0])
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := Sweep(context.Background(), h); err != nil {
+				t.Error(err)
+			}
+			p, err := Attach(context.Background(), h, specs()["nat"], portOf(i))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 	if diff := cmp.Diff(before, hostState(t)); diff != "" {
 		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
 	}

@@ -9,11 +9,12 @@ import (
 // Facts is what a plan depends on: the host as it is before the network comes
 // up. It is plain data, so that a plan can be made for any host.
 type Facts struct {
-	Links   []Link
-	Routes  []Route
-	Docker  bool            // the chain DOCKER-USER exists
-	Backend string          // the iptables command that works here; "": none
-	Forward map[string]bool // links whose IPv4 forwarding is on without us
+	Links     []Link
+	Routes    []Route
+	Docker    bool            // Docker's chain for the rules of others is in use
+	Backend   string          // the iptables command that works here; "": none
+	NoBackend string          // why there is none
+	Forward   map[string]bool // links whose IPv4 forwarding is on without us
 }
 
 // Link is an interface of the host.
@@ -34,7 +35,7 @@ type Link struct {
 	Addrs    []netip.Prefix
 }
 
-// Route is an IPv4 route of any table.
+// Route is a route of any table.
 type Route struct {
 	Dst   netip.Prefix
 	Link  string // "" for blackholes and the like
@@ -63,7 +64,7 @@ func (f Facts) byIndex(index int) (Link, bool) {
 func (f Facts) egress() []string {
 	var names []string
 	for _, r := range f.Routes {
-		if l, ok := f.link(r.Link); ok && !l.Loopback && !isOurs(l.Name) && !slices.Contains(names, l.Name) {
+		if l, ok := f.link(r.Link); ok && r.Dst.Addr().Is4() && !l.Loopback && !isOurs(l.Name) && !slices.Contains(names, l.Name) {
 			names = append(names, l.Name)
 		}
 	}

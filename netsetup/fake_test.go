@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // fake is a kernel in memory. It is strict: it errs on changing or removing
@@ -23,6 +24,7 @@ type fake struct {
 	docker  bool
 	noRules bool // no iptables command works
 
+	mu      sync.Mutex // undos run at the same time
 	changes int
 	failAt  int
 	next    int // link index
@@ -33,6 +35,7 @@ var errInjected = errors.New("injected fault")
 func newFake() *fake {
 	f := &fake{links: map[string]*Link{}, sysctls: map[string]string{}, chains: map[string]chain{},
 		guards: map[string]guard{}, pins: map[string]MAC{}}
+	f.sysctls["net/ipv4/ip_forward"] = "0"
 	f.add(Link{Name: "lo", Kind: "device", Loopback: true, Up: true, MTU: 65536})
 	f.add(Link{Name: "eth1", Kind: "veth", Up: true, MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}})
 	f.add(Link{Name: "eth2", Kind: "veth", Up: true, MTU: 1500})
@@ -110,6 +113,8 @@ func (f *fake) OpenTAP(t openTAP) ([]*os.File, error) {
 }
 
 func (f *fake) DelLinks(group uint32, names []string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -222,6 +227,8 @@ func (f *fake) SetSysctl(key, value string) error {
 	return nil
 }
 
+func (f *fake) TUN() error { return nil }
+
 func (f *fake) Backend() (string, bool, error) {
 	if f.noRules {
 		return "", false, nil
@@ -243,6 +250,8 @@ func (f *fake) AddRules(command string, chains []chain) error {
 }
 
 func (f *fake) DelRules(command string, chains []chain) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}

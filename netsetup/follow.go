@@ -3,48 +3,59 @@ package netsetup
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 )
 
-// watchOrphans follows the host's links while ports wait for their members.
-func (k *keeper) watchOrphans(ctx context.Context) error {
-	updates := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribe(updates, ctx.Done()); err != nil {
-		return fmt.Errorf("follow links: %w", err)
-	}
-	go func() {
-		for range updates {
-			k.dropOrphans()
-		}
-	}()
-	k.dropOrphansSoon()
-	return nil
-}
+// receiveBuffer is for bursts of the kernel's news, in bytes: a host that starts
+// containers has hundreds at once.
+const receiveBuffer = 1 << 20
 
-// dropOrphansSoon catches what went between the last look and the subscription.
-func (k *keeper) dropOrphansSoon() { go k.dropOrphans() }
+// watchOrphans follows the host's links while ports wait for their members.
+func (k *keeper) watchOrphans(ctx context.Context) {
+	subscribe := func(news chan netlink.LinkUpdate) error {
+		return netlink.LinkSubscribeWithOptions(news, ctx.Done(), netlink.LinkSubscribeOptions{
+			ErrorCallback: k.missedNews, ReceiveBufferSize: receiveBuffer})
+	}
+	go follow(ctx, k.log, subscribe, k.dropOrphans)
+}
 
 // followRoutes keeps forwarding where the host's routes are: a laptop changes
 // its network, a VPN comes up.
-func (k *keeper) followRoutes(ctx context.Context) error {
-	updates := make(chan netlink.RouteUpdate, 64)
-	if err := netlink.RouteSubscribe(updates, ctx.Done()); err != nil {
-		return fmt.Errorf("follow routes: %w", err)
+func (k *keeper) followRoutes(ctx context.Context) {
+	subscribe := func(news chan netlink.RouteUpdate) error {
+		return netlink.RouteSubscribeWithOptions(news, ctx.Done(), netlink.RouteSubscribeOptions{
+			ErrorCallback: k.missedNews, ReceiveBufferSize: receiveBuffer})
 	}
-	go func() {
-		for range updates {
-			for len(updates) > 0 { // changes come in bursts
-				<-updates
-			}
-			if err := k.updateEgress(); err != nil {
-				k.log.Warn("follow routes", "cause", err)
-			}
+	go follow(ctx, k.log, subscribe, func() {
+		if err := k.updateEgress(); err != nil {
+			k.log.Warn("follow routes", "cause", err)
 		}
-	}()
-	return nil
+	})
+}
+
+func (k *keeper) missedNews(err error) { k.log.Warn("missed news of the kernel", "cause", err) }
+
+// follow looks at the host at once and whenever the kernel has news. A
+// subscription that broke off (a burst was too much for its buffer) is renewed,
+// and whatever was missed is seen by the look that follows.
+func follow[T any](ctx context.Context, log *slog.Logger, subscribe func(chan T) error, look func()) {
+	for ctx.Err() == nil {
+		news := make(chan T, 64)
+		if err := subscribe(news); err != nil {
+			log.Error("follow the kernel's news", "cause", err)
+			return
+		}
+		look()
+		for range news {
+			for len(news) > 0 { // changes come in bursts
+				<-news
+			}
+			look()
+		}
+	}
 }
 
 // updateEgress forwards for links that are new among the ways out and gives
@@ -77,7 +88,7 @@ func (k *keeper) updateEgress() error {
 // forwardFor adds a way out to a network that is up already. Its transit chain,
 // which comes first, stays until the network ends: the link may come back.
 func (k *keeper) forwardFor(link string) error {
-	facts, err := readFacts(k.w.kernel, k.w.claims)
+	facts, err := k.lockedFacts()
 	if err != nil {
 		return err
 	}
@@ -108,4 +119,14 @@ func (k *keeper) hasChain(name string) bool {
 		}
 	}
 	return false
+}
+
+// lockedFacts looks at the host while no other network changes its forwarding.
+func (k *keeper) lockedFacts() (Facts, error) {
+	host, err := k.w.claims.lock()
+	if err != nil {
+		return Facts{}, err
+	}
+	defer host.Close()
+	return readFacts(k.w.kernel, k.w.claims)
 }

@@ -24,18 +24,12 @@ const (
 // The kernel takes the outer tag out of the frame before the filter runs; what
 // was there is an extension (networking/filter.rst, SKF_AD_VLAN_TAG_PRESENT).
 func guardProgram(g guard) []bpf.Instruction {
-	drop := bpf.RetConstant{Val: actShot}
 	var p []bpf.Instruction
 	if !g.Trunk {
-		p = append(p,
-			bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop)
-		p = append(p, bpf.LoadAbsolute{Off: 12, Size: 2})
-		for _, tag := range []uint32{unix.ETH_P_8021Q, unix.ETH_P_8021AD, 0x9100} {
-			p = append(p, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: tag, SkipTrue: 1}, drop)
-		}
+		p = dropTagged()
 	}
 	if !g.Spoof {
+		drop := bpf.RetConstant{Val: actShot}
 		p = append(p,
 			bpf.LoadAbsolute{Off: 6, Size: 4},
 			bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(g.MAC[:4]), SkipTrue: 1}, drop,
@@ -45,12 +39,24 @@ func guardProgram(g guard) []bpf.Instruction {
 	return append(p, bpf.RetConstant{Val: actOK})
 }
 
-// Guard attaches the program where frames from the guest enter the host.
-func (h *host) Guard(g guard) error {
-	raw, err := bpf.Assemble(guardProgram(g))
-	if err != nil {
-		return fmt.Errorf("assemble guard: %w", err)
+// dropTagged goes on with what has no tag.
+func dropTagged() []bpf.Instruction {
+	drop := bpf.RetConstant{Val: actShot}
+	p := []bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop,
+		bpf.LoadAbsolute{Off: 12, Size: 2},
 	}
+	for _, tag := range []uint32{unix.ETH_P_8021Q, unix.ETH_P_8021AD, 0x9100} {
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: tag, SkipTrue: 1}, drop)
+	}
+	return p
+}
+
+// Guard attaches the program where frames from the guest enter the host, and
+// its half about tags where frames leave for the guest: on a bridge over a trunk
+// it would see every tenant's.
+func (h *host) Guard(g guard) error {
 	l, err := h.byName(g.Link)
 	if err != nil {
 		return err
@@ -61,7 +67,11 @@ func (h *host) Guard(g guard) error {
 	if err := h.nl.QdiscAdd(qdisc); err != nil {
 		return guardError("add clsact", err)
 	}
-	return guardError("add filter", addFilter(index, raw))
+	if err := addFilter(index, netlink.HANDLE_MIN_INGRESS, guardProgram(g)); err != nil || g.Trunk {
+		return guardError("add filter", err)
+	}
+	outward := append(dropTagged(), bpf.RetConstant{Val: actOK})
+	return guardError("add filter", addFilter(index, netlink.HANDLE_MIN_EGRESS, outward))
 }
 
 // guardError says what a kernel without traffic control lacks.
@@ -77,27 +87,31 @@ func guardError(what string, err error) error {
 
 // addFilter adds a direct-action filter with a classic program: the netlink
 // library only knows extended ones, which need more than CAP_NET_ADMIN.
-func addFilter(index int, program []bpf.RawInstruction) error {
+func addFilter(index int, parent uint32, program []bpf.Instruction) error {
+	raw, err := bpf.Assemble(program)
+	if err != nil {
+		return fmt.Errorf("assemble guard: %w", err)
+	}
 	req := nl.NewNetlinkRequest(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(&nl.TcMsg{
 		Family:  nl.FAMILY_ALL,
 		Ifindex: int32(index),
-		Parent:  netlink.HANDLE_MIN_INGRESS,
+		Parent:  parent,
 		Info:    netlink.MakeHandle(1, nl.Swap16(unix.ETH_P_ALL)),
 	})
 	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("bpf")))
 	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
 	var ops []byte
-	for _, i := range program {
+	for _, i := range raw {
 		ops = binary.NativeEndian.AppendUint16(ops, i.Op)
 		ops = append(ops, i.Jt, i.Jf)
 		ops = binary.NativeEndian.AppendUint32(ops, i.K)
 	}
-	options.AddRtAttr(nl.TCA_BPF_OPS_LEN, nl.Uint16Attr(uint16(len(program))))
+	options.AddRtAttr(nl.TCA_BPF_OPS_LEN, nl.Uint16Attr(uint16(len(raw))))
 	options.AddRtAttr(nl.TCA_BPF_OPS, ops)
 	options.AddRtAttr(nl.TCA_BPF_FLAGS, nl.Uint32Attr(nl.TCA_BPF_FLAG_ACT_DIRECT))
 	req.AddData(options)
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 

@@ -5,11 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
-
-	goiptables "github.com/coreos/go-iptables/iptables"
 )
 
 // iptablesTimeout bounds one process, which may wait for the lock that all
@@ -20,19 +19,19 @@ const iptablesTimeout = 20 * time.Second
 // distribution's choice, then each kind by name.
 var backends = []string{"iptables", "iptables-legacy", "iptables-nft"}
 
-// Backend takes the first command whose NAT table works on this kernel.
+// Backend takes the first command whose NAT table works on this kernel. Docker's
+// chain counts only where packets come through it.
 func (h *host) Backend() (string, bool, error) {
 	var causes []string
 	for _, command := range backends {
 		if _, err := exec.LookPath(command); err != nil {
 			continue
 		}
-		if _, err := iptables(command, "", "-t", "nat", "-S", "POSTROUTING"); err != nil {
+		if err := h.iptables(command, "", "-t", "nat", "-S", "POSTROUTING"); err != nil {
 			causes = append(causes, err.Error())
 			continue
 		}
-		_, err := iptables(command, "", "-S", "DOCKER-USER")
-		return command, err == nil, nil
+		return command, h.iptables(command, "", "-C", "FORWARD", "-j", "DOCKER-USER") == nil, nil
 	}
 	if len(causes) == 0 {
 		return "", false, &MissingError{Feature: "iptables", Reason: "iptables is not installed"}
@@ -42,54 +41,56 @@ func (h *host) Backend() (string, bool, error) {
 
 // AddRules feeds all chains to one process.
 func (h *host) AddRules(command string, chains []chain) error {
-	_, err := iptables(command+"-restore", restoreScript(chains), "--noflush", "--wait")
-	return err
+	return h.iptables(command+"-restore", restoreScript(chains), "--noflush", "--wait")
 }
 
 // DelRules removes all chains by one process. If somebody else has removed a
 // part of them, it goes through them one by one.
 func (h *host) DelRules(command string, chains []chain) error {
-	if _, err := iptables(command+"-restore", deleteScript(chains), "--noflush", "--wait"); err == nil {
+	if h.iptables(command+"-restore", deleteScript(chains), "--noflush", "--wait") == nil {
 		return nil
 	}
 	var errs []error
 	for _, c := range chains {
-		errs = append(errs, delChain(command, c))
+		errs = append(errs, h.delChain(command, c))
 	}
 	return errors.Join(errs...)
 }
 
-// delChain removes what is left of a chain, jumps first.
-func delChain(command string, c chain) error {
-	ipt, err := goiptables.New(goiptables.Path(command), goiptables.Timeout(int(iptablesTimeout/time.Second)))
-	if err != nil {
-		return fmt.Errorf("run %s: %w", command, err)
+// delChain removes what is left of a chain, jumps first. A jump that is not
+// there is no failure; one that could not be removed shows when the chain can't
+// be either.
+func (h *host) delChain(command string, c chain) error {
+	run := func(args ...string) error {
+		return h.iptables(command, "", append([]string{"--wait", "-t", c.Table}, args...)...)
 	}
-	if there, err := ipt.ChainExists(c.Table, c.Name); err != nil || !there {
-		return err
+	if run("-S", c.Name) != nil {
+		return nil // gone, and with it all jumps
 	}
-	var errs []error
-	for _, h := range c.Hooks {
-		if there, err := ipt.ChainExists(c.Table, h.From); err != nil || !there {
-			continue // with Docker's chain went our jump from it
+	for _, jump := range c.Hooks {
+		for run(append([]string{"-D", jump.From}, strings.Fields(jump.rule(c.Name))...)...) == nil {
 		}
-		errs = append(errs, ipt.DeleteIfExists(c.Table, h.From, strings.Fields(h.rule(c.Name))...))
 	}
-	return errors.Join(append(errs, ipt.ClearAndDeleteChain(c.Table, c.Name))...)
+	return errors.Join(run("-F", c.Name), run("-X", c.Name))
 }
 
-// iptables runs one process of the family and returns its output.
-func iptables(command, input string, args ...string) (string, error) {
+// iptables runs one process of the family. It holds a copy of the network's
+// lock: should the keeper be killed, whoever cleans up after it waits until
+// this child, too, has had its way.
+func (h *host) iptables(command, input string, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), iptablesTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, command, args...)
 	cmd.Stdin = strings.NewReader(input)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("run %s: %w: %s", command, err, firstLine(errOut.String()))
+	if h.lock != nil {
+		cmd.ExtraFiles = []*os.File{h.lock}
 	}
-	return out.String(), nil
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("run %s: %w: %s", command, err, firstLine(errOut.String()))
+	}
+	return nil
 }
 
 func firstLine(s string) string {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -154,38 +155,64 @@ func (j *journal) cross(seq int) error {
 
 func (j *journal) logStep(s step) { j.log.Info("step", "do", s.do.String()) }
 
-// undo runs all that is left, newest first and past failures, and returns all
-// failures joined. What could not be undone stays in the journal. Links go last
-// and all at once: each removal alone waits for a grace period of the kernel.
+// undo runs all that is left, past failures, and returns all failures joined.
+// What could not be undone stays in the journal. Newest first comes what is
+// quick; then, at the same time, what each waits for grace periods of the
+// kernel: rules, and all links of the network at once.
 func (j *journal) undo(w *effects) error {
 	var errs []error
-	var removed []int
-	byGroup := map[uint32]*delLinks{}
+	var slow []*undoing
+	byGroup := map[uint32]*undoing{}
 	for _, e := range slices.Backward(slices.Clone(j.entries)) {
 		u, err := e.Undo.decode()
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if d, ok := u.(delLinks); ok {
-			if byGroup[d.Group] == nil {
-				byGroup[d.Group] = &delLinks{Group: d.Group}
+		switch u := u.(type) {
+		case delLinks:
+			if byGroup[u.Group] == nil {
+				byGroup[u.Group] = &undoing{op: delLinks{Group: u.Group}}
+				slow = append(slow, byGroup[u.Group])
 			}
-			byGroup[d.Group].Names = append(byGroup[d.Group].Names, d.Names...)
-			removed = append(removed, e.Seq)
+			byGroup[u.Group].add(e.Seq, u.Names)
+		case delRules:
+			slow = append(slow, &undoing{op: u, seqs: []int{e.Seq}})
+		case nil:
+			errs = append(errs, err)
+		default:
+			errs = append(errs, j.undoOne(w, e.Seq, u))
+		}
+	}
+	return errors.Join(append(errs, j.undoTogether(w, slow))...)
+}
+
+// undoing is an undo for one or several entries.
+type undoing struct {
+	op   undoOp
+	seqs []int
+	err  error
+}
+
+func (u *undoing) add(seq int, names []string) {
+	d := u.op.(delLinks)
+	d.Names = append(d.Names, names...)
+	u.op, u.seqs = d, append(u.seqs, seq)
+}
+
+// undoTogether runs undos at the same time; the journal is written afterwards.
+func (j *journal) undoTogether(w *effects, all []*undoing) error {
+	var running sync.WaitGroup
+	for _, u := range all {
+		running.Go(func() { u.err = u.op.do(w) })
+	}
+	running.Wait()
+	var errs []error
+	for _, u := range all {
+		if u.err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", u.op, u.err))
 			continue
 		}
-		errs = append(errs, j.undoOne(w, e.Seq, u))
-	}
-	for _, d := range byGroup {
-		if err := d.do(w); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", d, err))
-			return errors.Join(errs...)
+		j.log.Info("undone", "undo", u.op.String())
+		for _, seq := range u.seqs {
+			errs = append(errs, j.cross(seq))
 		}
-		j.log.Info("undone", "undo", d.String())
-	}
-	for _, seq := range removed {
-		errs = append(errs, j.cross(seq))
 	}
 	return errors.Join(errs...)
 }

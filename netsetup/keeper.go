@@ -66,12 +66,11 @@ func Keep(ctx context.Context, h Host, network string) error {
 	}
 	defer listener.Close()
 	dir := filepath.Join(netsFolder(h.Runtime), network)
-	// The lock is never given back but by the process's end: whoever waits for
-	// it finds nothing of this keeper.
-	if _, err := lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX); err != nil {
+	lock, err := lockForLife(filepath.Join(dir, "lock"))
+	if err != nil {
 		return err
 	}
-	real, err := newHost()
+	real, err := newHost(lock)
 	if err != nil {
 		return err
 	}
@@ -82,6 +81,20 @@ func Keep(ctx context.Context, h Host, network string) error {
 	}
 	go k.logSignals(ctx)
 	return k.serve(ctx, listener)
+}
+
+// lockForLife takes a lock that only the end of the process gives back: whoever
+// waits for it finds nothing of this keeper. The duplicate is a bare number that
+// no finalizer closes.
+func lockForLife(path string) (*os.File, error) {
+	f, err := lockFile(path, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("keep lock %s: %w", path, err), f.Close())
+	}
+	return f, nil
 }
 
 func newKeeper(h Host, dir string, real kernel) (*keeper, error) {
@@ -149,12 +162,12 @@ func (k *keeper) stopListening(listener *net.UnixListener) {
 	listener.Close()
 }
 
-// endIfUnused ends a keeper whose first member never came.
+// endIfUnused ends a keeper whose first member never asked for anything.
 func (k *keeper) endIfUnused() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.phase == fresh {
-		k.teardown()
+		k.endWithoutMembers()
 	}
 }
 
@@ -219,8 +232,13 @@ func (k *keeper) decide(conn *net.UnixConn, r request) (reply, []*os.File) {
 			protocolVersion, r.Protocol)}}, nil
 	case r.Attach == nil:
 		return reply{Refused: &refusal{Text: "the first request has to attach"}}, nil
+	case !trusted(peerUID(conn)):
+		return reply{Refused: &refusal{Text: "the network belongs to another user"}}, nil
 	case k.phase == closing:
 		return reply{Closing: true}, nil
+	}
+	if r.Attach.Resume {
+		return k.resumePort(conn, *r.Attach), nil
 	}
 	info, files, err := k.attach(conn, *r.Attach)
 	if err != nil {
@@ -241,9 +259,7 @@ func (k *keeper) attach(conn *net.UnixConn, r attachRequest) (*attachment, []*os
 		return nil, nil, conflict("network", "%s is running with another definition: %s", r.Net.Name, d)
 	}
 	if h := k.ports[r.ID]; h != nil {
-		if info := k.readopt(h, conn); info != nil {
-			return info, nil, nil
-		}
+		k.forget(h)
 	}
 	return k.newPort(conn, r)
 }
@@ -362,11 +378,15 @@ func (k *keeper) removePort(h *holding) detachResult {
 	return result
 }
 
+// endWithoutMembers ends a keeper that nobody has a port of.
 func (k *keeper) endWithoutMembers() {
-	if len(k.ports) == 0 && k.phase != closing {
-		k.teardown()
-		k.stop()
+	if len(k.ports) > 0 {
+		return
 	}
+	if k.phase != closing {
+		k.teardown()
+	}
+	k.stop()
 }
 
 // teardown undoes everything, past failures, and tells all of them.
@@ -375,27 +395,26 @@ func (k *keeper) teardown() detachResult {
 	k.phase = closing
 	result := detachResult{Last: true}
 	if err := k.undo(); err != nil {
+		k.log.Error("undo", "cause", err)
 		result.Errors = err.Error()
 	}
 	k.log.Info("down", "network", k.network.Name, "took", time.Since(started).String())
 	return result
 }
 
-func (k *keeper) undo() error {
+func (k *keeper) undo() (err error) {
 	var errs []error
-	if k.services != nil {
-		errs = append(errs, k.services.close())
+	if s := k.services; s != nil {
 		k.services = nil
+		closed := make(chan error)
+		go func() { closed <- s.close() }() // closing a packet socket waits for the kernel, too
+		defer func() { err = errors.Join(err, <-closed) }()
 	}
 	errs = append(errs, k.journal.undo(k.w))
 	if len(k.journal.entries) == 0 {
 		errs = append(errs, removeIfThere(filepath.Join(k.dir, "spec.json")))
 	}
-	err := errors.Join(errs...)
-	if err != nil {
-		k.log.Error("undo", "cause", err)
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 func removeIfThere(path string) error {

@@ -85,24 +85,31 @@ func peerUID(conn *net.UnixConn) uint32 {
 	return uid
 }
 
-// readopt gives a port back to the member that says its id, if that is the
-// same user and the TAP is still there. A member that lost our reply and with
-// it the TAP gets nil, and a new port.
-func (k *keeper) readopt(h *holding, conn *net.UnixConn) *attachment {
-	if h.UID != peerUID(conn) {
-		return nil
-	}
-	if !k.linkExists(h.Link) {
-		k.forget(h)
-		return nil
+// trusted tells who may join: root, and who runs the keeper.
+func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
+
+// resumePort gives a port back to the member that says its id, if that is the same
+// user and the TAP is still there. Else the port is taken away, and with the
+// last one the network.
+func (k *keeper) resumePort(conn *net.UnixConn, r attachRequest) reply {
+	h := k.ports[r.ID]
+	switch {
+	case h == nil:
+		return reply{Detached: &detachResult{Last: len(k.ports) == 0}}
+	case h.UID != peerUID(conn):
+		return reply{Refused: &refusal{Text: "the port is another user's"}}
+	case !k.linkExists(h.Link):
+		result := k.removePort(h)
+		return reply{Detached: &result}
 	}
 	h.conn = conn
 	k.log.Info("member is back", "vm", h.Spec.VM, "link", h.Link)
 	info := k.describe(h)
-	info.Adopted = true
-	return info
+	return reply{Attached: info}
 }
 
+// forget takes a port away whose member asks for it anew: the TAP was lost on
+// the way.
 func (k *keeper) forget(h *holding) {
 	delete(k.ports, h.ID)
 	k.services.release(h.Spec.MAC)
@@ -177,6 +184,9 @@ func (k *keeper) resume(ctx context.Context) error {
 		return err
 	}
 	k.services = services
+	if port := services.dnsPort(); port != k.network.DNSPort {
+		k.log.Error("DNS is out of reach: its port was taken while no keeper ran", "port", k.network.DNSPort)
+	}
 	for _, h := range k.ports {
 		port := h.Spec
 		port.IP = h.IP // what its guest has is right, whatever it asked for
@@ -192,7 +202,8 @@ func (k *keeper) resume(ctx context.Context) error {
 	if err := services.start(k); err != nil {
 		return err
 	}
-	return k.watchOrphans(ctx)
+	k.watchOrphans(ctx)
+	return nil
 }
 
 // dropOrphans takes away ports whose TAP went while no member had them.

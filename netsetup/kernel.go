@@ -30,6 +30,8 @@ type kernel interface {
 	Sysctl(key string) (string, error)
 	SetSysctl(key, value string) error
 
+	// TUN finds out whether TAPs can be opened.
+	TUN() error
 	// Backend finds the iptables command that works on this kernel, and
 	// whether Docker's chain for others' rules exists.
 	Backend() (command string, docker bool, err error)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +28,8 @@ type Port struct {
 	conn    *net.UnixConn
 	closing bool
 
-	detached chan detachResult // what the keeper said, closed when it is gone for good
+	leave    context.CancelFunc // gives the context of watch back
+	detached chan detachResult  // what the keeper said, closed when it is gone for good
 }
 
 // Attach joins a network, bringing it up if this is the first member, and
@@ -43,10 +45,15 @@ func Attach(ctx context.Context, h Host, spec Spec, port PortSpec) (*Port, error
 	if err := os.MkdirAll(p.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("attach to network %s: %w", spec.Name, err)
 	}
-	if err := p.attach(ctx); err != nil {
+	a, err := p.attach(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("attach to network %s: %w", spec.Name, err)
 	}
-	go p.watch()
+	p.conn, p.info, p.files = a.conn, a.info, a.files
+	p.request.Resume = true
+	watching, leave := context.WithCancel(context.Background())
+	p.leave = leave
+	go p.watch(watching)
 	return p, nil
 }
 
@@ -55,39 +62,48 @@ func Attach(ctx context.Context, h Host, spec Spec, port PortSpec) (*Port, error
 // start at all fails each time.
 const attempts = 5
 
+// attached is what a keeper has granted. Where a port was to be resumed that is
+// there no more, gone is set instead.
+type attached struct {
+	conn  *net.UnixConn
+	info  attachment
+	files []*os.File
+	gone  *detachResult
+}
+
 // attach asks for the port until a keeper has answered.
-func (p *Port) attach(ctx context.Context) error {
+func (p *Port) attach(ctx context.Context) (attached, error) {
 	var last error
 	for range attempts {
 		conn, err := connect(ctx, p.host, p.dir)
+		if nobodyListens(err) {
+			last = err // the keeper that was just started has ended
+			continue
+		}
 		if err != nil {
-			return err
+			return attached{}, err
 		}
 		answer, files, err := ask(ctx, conn, p.request)
-		if err == nil && answer.Attached != nil {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.conn, p.info = conn, *answer.Attached
-			if len(files) > 0 {
-				p.files = files
-			}
-			return nil
-		}
-		conn.Close()
 		switch {
 		case ctx.Err() != nil:
-			return context.Cause(ctx)
+			return attached{}, errors.Join(context.Cause(ctx), conn.Close(), closeAll(files))
+		case err == nil && answer.Attached != nil:
+			return attached{conn: conn, info: *answer.Attached, files: files}, nil
+		case err == nil && answer.Detached != nil:
+			return attached{conn: conn, gone: answer.Detached}, nil
 		case err == nil && answer.Refused != nil:
-			return answer.Refused.err()
-		case err == nil && answer.Closing:
+			conn.Close()
+			return attached{}, answer.Refused.err()
+		}
+		conn.Close()
+		last = err
+		if err == nil { // closing
 			if err := awaitGone(ctx, p.dir); err != nil {
-				return err
+				return attached{}, err
 			}
-		case err != nil:
-			last = err
 		}
 	}
-	return fmt.Errorf("no keeper answers (%w); its log is %s", last, filepath.Join(p.dir, "keeper.log"))
+	return attached{}, fmt.Errorf("no keeper answers (%w); its log is %s", last, filepath.Join(p.dir, "keeper.log"))
 }
 
 // ask sends one request and waits for its reply, no longer than ctx.
@@ -132,32 +148,48 @@ func awaitGone(ctx context.Context, dir string) error {
 
 // watch holds the membership: when the keeper dies, the next one is asked to
 // adopt the port.
-func (p *Port) watch() {
+func (p *Port) watch(ctx context.Context) {
 	defer close(p.detached)
-	for {
-		p.mu.Lock()
-		conn := p.conn
-		p.mu.Unlock()
+	for conn := p.conn; conn != nil; conn = p.rejoin(ctx) {
 		var answer reply
 		files, err := receive(conn, &answer)
-		closeAll(files)
-		if err == nil && answer.Detached != nil {
-			p.detached <- *answer.Detached
-			return
+		for ; err == nil; files, err = receive(conn, &answer) {
+			closeAll(files)
+			if answer.Detached != nil {
+				p.detached <- *answer.Detached
+				return
+			}
 		}
-		if err == nil {
-			continue
-		}
-		if p.isClosing() {
-			return
-		}
-		p.host.log().Warn("lost the network's keeper, adopting", "network", p.request.Net.Name, "cause", err)
 		conn.Close()
-		if err := p.attach(context.Background()); err != nil {
-			p.host.log().Error("lost the network", "network", p.request.Net.Name, "cause", err)
-			return
-		}
 	}
+}
+
+// rejoin finds the keeper that replaces a dead one, or starts it, also for a
+// port that is leaving: somebody has to take it away. It returns nil when there
+// is nothing more to hold.
+func (p *Port) rejoin(ctx context.Context) *net.UnixConn {
+	log := p.host.log().With("network", p.request.Net.Name)
+	log.Warn("the network's keeper died, another one takes over")
+	a, err := p.attach(ctx)
+	switch {
+	case err != nil:
+		log.Error("lost the network", "cause", err)
+		return nil
+	case a.gone != nil:
+		if !p.isClosing() {
+			log.Error("lost the network", "cause", "the TAP is gone")
+		}
+		a.conn.Close()
+		p.detached <- *a.gone
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conn = a.conn
+	if p.closing { // Close has told the dead one only
+		send(a.conn, request{Protocol: protocolVersion, Detach: true}, nil)
+	}
+	return a.conn
 }
 
 func (p *Port) isClosing() bool {
@@ -224,19 +256,28 @@ func (p *Port) Close() error {
 	conn := p.conn
 	p.mu.Unlock()
 	err := p.CloseFiles()
-	if sendErr := send(conn, request{Protocol: protocolVersion, Detach: true}, nil); sendErr == nil {
-		if result, ok := <-p.detached; ok {
-			return errors.Join(err, p.finish(conn, result))
-		}
+	// If the keeper is dead by now, watch finds another one and tells it.
+	send(conn, request{Protocol: protocolVersion, Detach: true}, nil)
+	var result detachResult
+	var ok bool
+	select {
+	case result, ok = <-p.detached:
+	case <-time.After(closingTimeout):
+		return errors.Join(err, fmt.Errorf("leave network %s: its keeper does not answer", p.request.Net.Name))
 	}
-	conn.Close()
-	return errors.Join(err, p.orphaned())
+	p.leave()
+	p.mu.Lock()
+	p.conn.Close()
+	p.mu.Unlock()
+	if !ok {
+		return errors.Join(err, p.sweep())
+	}
+	return errors.Join(err, p.finish(result))
 }
 
-func (p *Port) finish(conn *net.UnixConn, result detachResult) error {
-	err := conn.Close()
+func (p *Port) finish(result detachResult) (err error) {
 	if result.Errors != "" {
-		err = errors.Join(err, fmt.Errorf("leave network %s: %s", p.request.Net.Name, result.Errors))
+		err = fmt.Errorf("leave network %s: %s", p.request.Net.Name, result.Errors)
 	}
 	if result.Last {
 		return errors.Join(err, awaitGone(context.Background(), p.dir))
@@ -244,8 +285,8 @@ func (p *Port) finish(conn *net.UnixConn, result detachResult) error {
 	return err
 }
 
-// orphaned cleans up after a keeper that died while the port was leaving.
-func (p *Port) orphaned() error {
+// sweep cleans up where no keeper could be found to do it.
+func (p *Port) sweep() error {
 	report, err := sweepNetwork(p.host, p.dir)
 	for _, line := range report {
 		p.host.log().Info("swept", "network", p.request.Net.Name, "removed", line)

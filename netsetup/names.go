@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"syscall"
 )
 
@@ -99,10 +99,11 @@ func (s Spec) folder() string {
 	return s.Name + "." + hashText.EncodeToString(sum[:])[:8]
 }
 
+// ours is the form of the names above: nobody else's "vmroute0" is taken for it.
+var ours = regexp.MustCompile(`^(vm[rv][a-z2-7]{10}|vmt[a-z2-7]{12})$`)
+
 // isOurs tells a link that some vmrun made by its name.
-func isOurs(link string) bool {
-	return strings.HasPrefix(link, bridgePrefix) || strings.HasPrefix(link, vlanPrefix) || strings.HasPrefix(link, tapPrefix)
-}
+func isOurs(link string) bool { return ours.MatchString(link) }
 
 func netsFolder(runtime string) string { return filepath.Join(runtime, "nets") }
 

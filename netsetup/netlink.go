@@ -18,15 +18,16 @@ import (
 
 // host is the real kernel, of the network namespace that the process is in.
 type host struct {
-	nl *netlink.Handle
+	nl   *netlink.Handle
+	lock *os.File // of the network, lent to each child: see iptables; nil: no child changes anything
 }
 
-func newHost() (*host, error) {
+func newHost(lock *os.File) (*host, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	return &host{nl: nl}, nil
+	return &host{nl: nl, lock: lock}, nil
 }
 
 func (h *host) close() { h.nl.Close() }
@@ -92,11 +93,11 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a.Unmap(), ones), ok
 }
 
-// Routes lists unicast routes and blackholes of all tables but "local", whose
-// entries follow from the addresses.
+// Routes lists unicast routes and blackholes of both families and all tables but
+// "local", whose entries follow from the addresses.
 func (h *host) Routes() ([]Route, error) {
 	routes, err := retried(func() ([]netlink.Route, error) {
-		return h.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		return h.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
@@ -115,7 +116,10 @@ func (h *host) Routes() ([]Route, error) {
 			continue
 		}
 		dst, ok := prefix(r.Dst)
-		if !ok {
+		switch {
+		case !ok && r.Family == netlink.FAMILY_V6:
+			dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		case !ok:
 			dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		}
 		for _, index := range nextLinks(r) {

@@ -121,14 +121,14 @@ type guard struct {
 }
 
 func (o guard) String() string {
-	allowed := "untagged frames"
+	allowed := "untagged frames only, to and from it,"
 	if o.Trunk {
-		allowed = "frames with and without tag"
+		allowed = "frames with and without tag,"
 	}
 	if o.Spoof {
 		return fmt.Sprintf("guard %s: %s from any MAC", o.Link, allowed)
 	}
-	return fmt.Sprintf("guard %s: %s from %s only", o.Link, allowed, o.MAC)
+	return fmt.Sprintf("guard %s: %s from no MAC but %s", o.Link, allowed, o.MAC)
 }
 
 func (o guard) do(w *effects) error { return w.kernel.Guard(o) }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"slices"
 )
 
 // Step is one line of a plan as people read it.
@@ -77,11 +76,11 @@ func planNetwork(spec Spec, n names, f Facts) (Resolved, []step, error) {
 		r.DNSPort = preferredDNSPort(n.id)
 	}
 	if f.Backend == "" {
-		return r, nil, conflict("firewall", "no iptables command works on this host; install the package iptables")
+		return r, nil, &MissingError{Feature: "iptables", Reason: f.NoBackend}
 	}
 	for _, link := range []string{n.bridge, n.vlan} {
 		if l, ok := f.link(link); ok {
-			return r, nil, conflict("name", "interface %s exists already; vmrun gc removes it if it was left behind", l.describe())
+			return r, nil, conflict("name", "interface %s exists already; vmrun gc removes what a killed run left, ip link del what has no journal any more", l.describe())
 		}
 	}
 	return r, networkSteps(r, n, f), nil
@@ -203,16 +202,4 @@ func withDNSPort(r Resolved, steps []step, n names, f Facts, port int) (Resolved
 	}
 	r.DNSPort = port
 	return r, networkSteps(r, n, f)
-}
-
-// links lists every link name that a network's steps make.
-func links(steps []step) []string {
-	var all []string
-	for _, s := range steps {
-		if d, ok := s.undo.(delLinks); ok {
-			all = append(all, d.Names...)
-		}
-	}
-	slices.Sort(all)
-	return all
 }

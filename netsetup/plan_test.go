@@ -131,7 +131,7 @@ func TestConflicts(t *testing.T) {
 		{"nat", route("10.70.0.0/24", ""), "subnet: 10.70.0.0/24 is taken: 10.70.0.0/24 has a route of its own (table 52)"},
 		{"nat", route("0.0.0.0/1", "eth1"), ""},
 		{"nat", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("10.70.0.9/30")} }), "subnet: 10.70.0.0/24 is taken: eth2 has 10.70.0.9/30"},
-		{"nat", func(f *Facts) { f.Backend = "" }, "firewall: no iptables command works on this host; install the package iptables"},
+		{"nat", func(f *Facts) { f.Backend, f.NoBackend = "", "iptables is not installed" }, "iptables is not installed"},
 		{"vlan", none, ""},
 		{"vlan", eth2(func(l *Link) { l.Name = "eth3" }), "uplink: eth2 does not exist on this host"},
 		{"vlan", eth2(func(l *Link) { l.Up = false }), "uplink: eth2 is down; bring it up first (ip link set eth2 up)"},
@@ -219,7 +219,7 @@ func TestSpecDifference(t *testing.T) {
 		t.Errorf("equal definitions differ: %s", d)
 	}
 	b.MTU = 9000
-	if d, want := a.Difference(b), "mtu (0 there, 9000 here)"; d != want {
+	if d, want := a.Difference(b), "mtu (unset there, 9000 here)"; d != want {
 		t.Errorf("got %q, want %q", d, want)
 	}
 }

@@ -33,6 +33,10 @@ type attachRequest struct {
 	ID   string   `json:"id"`
 	Net  Spec     `json:"net"`
 	Port PortSpec `json:"port"`
+
+	// Resume asks for a port that the member has; where it is gone, the reply
+	// is Detached.
+	Resume bool `json:"resume,omitempty"`
 }
 
 // reply is what the keeper says. One of the fields is set.
@@ -54,7 +58,6 @@ type attachment struct {
 	Gateway netip.Addr   `json:"gateway,omitzero"`
 	MTU     int          `json:"mtu"`
 	Members int          `json:"members"` // with this one
-	Adopted bool         `json:"adopted,omitempty"`
 }
 
 // refusal carries an error to the member, with the type that its hint needs.
@@ -195,7 +198,8 @@ func listenKeeper(dir string) (f *os.File, err error) {
 		}
 		l.SetUnlinkOnClose(false)
 		f, err = l.File()
-		return errors.Join(err, l.Close())
+		// Until here the mode is the umask's; the keeper also asks who calls.
+		return errors.Join(err, os.Chmod(path, 0o600), l.Close())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listen on keeper socket: %w", err)

@@ -66,6 +66,8 @@ func (r *Resolved) joinBridge(f Facts) error {
 		return conflict("bridge", "%s belongs to another network; use that network's name instead", l.describe())
 	case !l.Up:
 		return conflict("bridge", "%s is down", l.Name)
+	case r.MTU != 0 && r.MTU != l.MTU:
+		return conflict("mtu", "%s has %d bytes, and a bridge that is joined stays as it is", l.Name, l.MTU)
 	}
 	r.Link = l.Name
 	r.MTU = l.MTU
@@ -86,13 +88,31 @@ func (r *Resolved) checkUplink(n names, f Facts) error {
 		return conflict("uplink", "%s is down; bring it up first (ip link set %s up)", l.Name, l.Name)
 	case isOurs(l.Name):
 		return conflict("uplink", "%s belongs to vmrun itself", l.describe())
+	case l.Kind == "bridge":
+		return conflict("uplink", "%s is a bridge; to join it use mode bridge with bridge = %q", l.Name, l.Name)
+	case l.Wireless:
+		return conflict("uplink", "%s is Wi-Fi, whose access point takes frames of one station only; use mode nat", l.Name)
+	case l.Master != 0 && !f.masterIs(l, n.bridge):
+		return conflict("uplink", "%s is already part of %s", l.Name, f.masterName(l))
 	case r.MTU > l.MTU:
 		return conflict("mtu", "%d is more than the %d bytes of %s", r.MTU, l.MTU, l.Name)
 	}
 	if r.Mode == VLAN {
 		return r.checkVLAN(l, n, f)
 	}
-	return r.checkBridgedUplink(l, n, f)
+	return r.checkBridgedUplink(l, f)
+}
+
+func (f Facts) masterIs(l Link, name string) bool {
+	m, ok := f.byIndex(l.Master)
+	return ok && m.Name == name
+}
+
+func (f Facts) masterName(l Link) string {
+	if m, ok := f.byIndex(l.Master); ok {
+		return m.describe()
+	}
+	return "another interface"
 }
 
 func (r *Resolved) checkVLAN(uplink Link, n names, f Facts) error {
@@ -113,20 +133,14 @@ func (f Facts) owner(l Link) string {
 	return l.describe()
 }
 
-func (r *Resolved) checkBridgedUplink(l Link, n names, f Facts) error {
-	if l.Wireless {
-		return conflict("uplink", "%s is Wi-Fi, whose access point takes frames of one station only; use mode nat", l.Name)
-	}
-	if m, ok := f.byIndex(l.Master); ok && m.Name != n.bridge {
-		return conflict("uplink", "%s is already part of %s", l.Name, m.describe())
-	}
+func (r *Resolved) checkBridgedUplink(l Link, f Facts) error {
 	for _, a := range l.Addrs {
-		if a.Addr().Is4() {
+		if !a.Addr().IsLinkLocalUnicast() { // every link has one of IPv6
 			return conflict("uplink", "%s is in use by the host (it has %s); bridging it would cut the host off", l.Name, a)
 		}
 	}
 	for _, route := range f.Routes {
-		if route.Link == l.Name {
+		if route.Link == l.Name && !route.Dst.Addr().IsLinkLocalUnicast() && !route.Dst.Addr().IsMulticast() {
 			return conflict("uplink", "%s is in use by the host (%s is routed to it); bridging it would cut the host off", l.Name, route.Dst)
 		}
 	}
@@ -182,8 +196,11 @@ func (r *Resolved) chooseAddresses() {
 		}
 		r.Address = netip.PrefixFrom(host, r.Subnet.Bits())
 	}
-	if !r.Gateway.IsValid() && r.Mode == NAT {
+	switch {
+	case r.Mode == NAT && !r.Gateway.IsValid():
 		r.Gateway = r.Address.Addr()
+	case r.Mode != NAT && r.Gateway == r.Address.Addr():
+		r.Gateway = netip.Addr{} // the host does not forward here: a route to it leads nowhere
 	}
 	if !r.PoolFirst.IsValid() {
 		r.PoolFirst = r.Subnet.Masked().Addr().Next()

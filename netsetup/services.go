@@ -29,14 +29,16 @@ const leaseTime = time.Hour
 // services are what a network's keeper itself does for guests: DHCP and DNS.
 // They live in the keeper and leave nothing on the host.
 type services struct {
-	network  Resolved
-	leases   *dhcp.Leases   // nil where the network has no addresses of ours
-	udp      net.PacketConn // of DNS, like tcp; nil without
-	tcp      net.Listener
-	requests *os.File // DHCP's frames
-	arp      *os.File // ARP on a wire that we share with other servers
-	stop     context.CancelFunc
-	running  sync.WaitGroup
+	network Resolved
+	leases  *dhcp.Leases   // nil where the network has no addresses of ours
+	udp     net.PacketConn // of DNS, like tcp; nil without
+	tcp     net.Listener
+
+	answering bool     // DNS has udp and tcp, and closes them
+	requests  *os.File // DHCP's frames
+	arp       *os.File // ARP on a wire that we share with other servers
+	stop      context.CancelFunc
+	running   sync.WaitGroup
 }
 
 // openServices opens what has to be known before the network comes up: the
@@ -157,7 +159,7 @@ func (s *services) start(k *keeper) error {
 		}
 	}
 	if s.network.Mode == NAT {
-		return k.followRoutes(ctx)
+		k.followRoutes(ctx)
 	}
 	return nil
 }
@@ -222,11 +224,16 @@ func (s *services) resolvers() []netip.Addr {
 
 // startDNS serves names; the sockets are the server's from then on.
 func (s *services) startDNS(ctx context.Context, k *keeper) error {
+	upstreams := func() []netip.AddrPort { return nil } // names of outside are a way out, too
+	if s.network.Mode == NAT {
+		upstreams = dns.ResolvConf("/etc/resolv.conf")
+	}
 	server, err := dns.NewServer(dns.Config{Domain: domain, Subnet: s.network.Subnet.Masked(), Address: s.network.Address.Addr(),
-		Lookup: s.leases.Lookup, Name: s.leases.Name, Upstreams: dns.ResolvConf("/etc/resolv.conf"), Log: k.log})
+		Lookup: s.leases.Lookup, Name: s.leases.Name, Upstreams: upstreams, Log: k.log})
 	if err != nil {
 		return err
 	}
+	s.answering = true
 	s.running.Go(func() {
 		if err := server.Serve(ctx, s.udp, s.tcp); err != nil {
 			k.log.Error("DNS ended", "cause", err)
@@ -267,7 +274,7 @@ func (s *services) close() error {
 
 func (s *services) closers() []func() error {
 	var all []func() error
-	if s.udp != nil {
+	if s.udp != nil && !s.answering {
 		all = append(all, s.udp.Close, s.tcp.Close)
 	}
 	if s.requests != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -18,16 +19,16 @@ import (
 // whoever comes later waits in its backlog: nobody polls, and there is one
 // keeper however many members start at once.
 func connect(ctx context.Context, h Host, dir string) (*net.UnixConn, error) {
-	if conn, err := dialKeeper(dir); err == nil {
-		return conn, nil
+	if conn, err := dialKeeper(dir); !nobodyListens(err) {
+		return conn, err
 	}
 	lock, err := lockFile(filepath.Join(dir, "spawn.lock"), unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if conn, err := dialKeeper(dir); err == nil {
-		return conn, nil
+	if conn, err := dialKeeper(dir); !nobodyListens(err) {
+		return conn, err
 	}
 	listener, err := listenKeeper(dir)
 	if err != nil {
@@ -37,20 +38,36 @@ func connect(ctx context.Context, h Host, dir string) (*net.UnixConn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := startKeeper(h, dir, listener); err != nil {
+	// The connection waits for the keeper: should we die, it learns so at once.
+	conn, err := dialKeeper(dir)
+	if err != nil {
 		return nil, err
 	}
-	return dialKeeper(dir)
+	if err := startKeeper(h, dir, listener); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
+// nobodyListens tells the errors that a socket without keeper gives from those
+// that say nothing about it.
+func nobodyListens(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)
 }
 
 // startKeeper runs the keeper in a session of its own, with nothing inherited
 // but the socket: it must outlive the member that happened to come first.
 func startKeeper(h Host, dir string, listener *os.File) error {
-	log, err := os.OpenFile(filepath.Join(dir, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := openLog(filepath.Join(dir, "keeper.log"))
 	if err != nil {
-		return fmt.Errorf("open keeper log: %w", err)
+		return err
 	}
 	defer log.Close()
+	// Whatever this process was started with is not the keeper's: a pipe that
+	// it held would never end.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("start keeper: close inherited files: %w", err)
+	}
 	argv := keeperCommand(h, dir)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
@@ -63,6 +80,23 @@ func startKeeper(h Host, dir string, listener *os.File) error {
 	}
 	go cmd.Wait() // no zombie while this process lives; the result is in the log
 	return nil
+}
+
+// maxLog is from when on a keeper's log is begun anew, in bytes: /run is memory.
+const maxLog = 1 << 20
+
+func openLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open keeper log: %w", err)
+	}
+	if fi, err := f.Stat(); err == nil && fi.Size() > maxLog {
+		err = f.Truncate(0)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open keeper log: %w", err), f.Close())
+		}
+	}
+	return f, nil
 }
 
 // keeperCommand is the keeper's command line. Under systemd it gets a scope of

@@ -70,10 +70,17 @@ func (s Spec) Difference(other Spec) string {
 	a, b := reflect.ValueOf(s), reflect.ValueOf(other)
 	for i := range a.NumField() {
 		if x, y := a.Field(i).Interface(), b.Field(i).Interface(); x != y {
-			return fmt.Sprintf("%s (%v there, %v here)", jsonName(a.Type().Field(i)), x, y)
+			return fmt.Sprintf("%s (%s there, %s here)", jsonName(a.Type().Field(i)), shown(a.Field(i)), shown(b.Field(i)))
 		}
 	}
 	return ""
+}
+
+func shown(v reflect.Value) string {
+	if v.IsZero() && v.Kind() != reflect.Bool {
+		return "unset"
+	}
+	return fmt.Sprint(v.Interface())
 }
 
 func jsonName(f reflect.StructField) string {

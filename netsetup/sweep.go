@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,24 +25,59 @@ func Sweep(ctx context.Context, h Host) ([]string, error) {
 	}
 	var report []string
 	var errs []error
+	inUse := false
 	for _, d := range folders {
 		if ctx.Err() != nil {
 			return report, context.Cause(ctx)
 		}
-		lines, err := sweepNetwork(h, filepath.Join(netsFolder(h.Runtime), d.Name()))
+		dir := filepath.Join(netsFolder(h.Runtime), d.Name())
+		lines, err := sweepNetwork(h, dir)
 		report = append(report, lines...)
-		if err != nil {
+		if err := errors.Join(err, sweepSocket(dir)); err != nil {
 			errs = append(errs, fmt.Errorf("sweep network %s: %w", d.Name(), err))
 		}
+		inUse = inUse || exists(filepath.Join(dir, "journal"))
+	}
+	if inUse {
+		return report, errors.Join(errs...) // whose forwarding it is, its journal knows
 	}
 	lines, err := sweepClaims(h)
 	return append(report, lines...), errors.Join(append(errs, err)...)
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// sweepSocket removes a socket that nobody listens at. Under the spawn lock no
+// other takes its place meanwhile.
+func sweepSocket(dir string) error {
+	if !exists(filepath.Join(dir, socketName)) {
+		return nil
+	}
+	lock, err := lockFile(filepath.Join(dir, "spawn.lock"), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil // somebody is just starting a keeper
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	conn, err := dialKeeper(dir)
+	if nobodyListens(err) {
+		return removeIfThere(filepath.Join(dir, socketName))
+	}
+	if err == nil {
+		conn.Close()
+	}
+	return nil
+}
+
 // sweepNetwork undoes the journal in one network's folder, if nobody holds the
 // network and no TAP of it is left.
 func sweepNetwork(h Host, dir string) ([]string, error) {
-	if _, err := os.Stat(filepath.Join(dir, "journal")); errors.Is(err, fs.ErrNotExist) {
+	if !exists(filepath.Join(dir, "journal")) {
 		return nil, nil
 	}
 	lock, err := lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
@@ -52,7 +88,7 @@ func sweepNetwork(h Host, dir string) ([]string, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	real, err := newHost()
+	real, err := newHost(lock)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +101,7 @@ func sweepNetwork(h Host, dir string) ([]string, error) {
 }
 
 func sweepJournal(h Host, dir string, w *effects) ([]string, error) {
-	j, err := openJournal(dir, h.log())
+	j, err := openJournal(dir, slog.New(slog.DiscardHandler)) // the report tells it
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +122,7 @@ func sweepJournal(h Host, dir string, w *effects) ([]string, error) {
 	slices.Sort(report)
 	err = j.undo(w)
 	if len(j.entries) == 0 {
-		err = errors.Join(err, removeIfThere(filepath.Join(dir, "spec.json")), removeIfThere(filepath.Join(dir, socketName)))
+		err = errors.Join(err, removeIfThere(filepath.Join(dir, "spec.json")))
 	}
 	return report, errors.Join(err, j.close())
 }
@@ -104,7 +140,7 @@ func sweepClaims(h Host) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sweep host claims: %w", err)
 	}
-	real, err := newHost()
+	real, err := newHost(nil)
 	if err != nil {
 		return nil, err
 	}

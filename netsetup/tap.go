@@ -23,6 +23,23 @@ func (h *host) OpenTAP(t openTAP) ([]*os.File, error) {
 	return files, nil
 }
 
+// TUN opens the driver's device and closes it again.
+func (h *host) TUN() error {
+	f, err := openTUN()
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func openTUN() (*os.File, error) {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return nil, &MissingError{Feature: "tun", Reason: "open /dev/net/tun: the kernel's tun driver is not there"}
+	}
+	return f, err
+}
+
 func openQueues(name string, queues int) ([]*os.File, error) {
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if queues > 1 {
@@ -42,10 +59,7 @@ func openQueues(name string, queues int) ([]*os.File, error) {
 }
 
 func openQueue(name string, flags uint16) (*os.File, error) {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
-		return nil, &MissingError{Feature: "tun", Reason: "open /dev/net/tun: the kernel's tun driver is not there"}
-	}
+	f, err := openTUN()
 	if err != nil {
 		return nil, err
 	}
