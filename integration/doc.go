@@ -1,0 +1,20 @@
+// Package integration tests vmrun as its users meet it: the real binary, a real
+// kernel, a real QEMU with real guests. It has no code of its own; the tests are
+// in its _test files, one for each topic, and what they stand on is in the
+// packages below internal:
+//
+//   - sandbox runs a test in namespaces of its own, or under another kernel,
+//   - hoststate tells as text what a host looks like, and compares,
+//   - world builds what lies around a host: its LAN, its neighbours, a trunk,
+//   - guest makes a guest that owes nothing to vmrun,
+//   - feature finds out by doing what this machine can.
+//
+// scripts/setup test installs what the tests need. A test that lacks something
+// is skipped and says what; VMRUN_TEST_MUST, a list of features with commas or
+// "all", makes that a failure. VMRUN_TEST_BINARY names a vmrun to test in place
+// of the one that the tests build.
+//
+// Each test runs in a sandbox and takes the host's state before and after. It
+// neither needs nor touches the machine's own network, and its processes end
+// with it.
+package integration

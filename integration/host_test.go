@@ -1,0 +1,221 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/integration/internal/hoststate"
+	"github.com/vmrun/vmrun/integration/internal/sandbox"
+)
+
+// A killed run's leftovers must be gone after this time.
+const restoreLimit = 2 * time.Second
+
+// host is a machine that vmrun runs on.
+type host struct {
+	*sandbox.Namespace
+	machineID string // "": the first host, whose mounts are the test's own
+	dir       string // holds vmrun's state
+}
+
+// newHost is the sandbox itself as a host.
+func newHost(t *testing.T) *host {
+	t.Helper()
+	return (&host{Namespace: sandbox.Current(t), dir: mkdir(t, "/run/first")}).logged(t)
+}
+
+// newSecondHost is a host beside the sandbox's own, with an empty network.
+func newSecondHost(t *testing.T) *host {
+	t.Helper()
+	h := &host{
+		Namespace: sandbox.NewNamespace(t),
+		machineID: "00112233445566778899aabbccddeeff",
+		dir:       mkdir(t, "/run/second"),
+	}
+	return h.logged(t)
+}
+
+// logged shows what the host's daemons wrote down if the test has failed.
+func (h *host) logged(t *testing.T) *host {
+	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(h.logs())
+		}
+	})
+	return h
+}
+
+func mkdir(t *testing.T, dir string) string {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// command makes a call of vmrun on the host, to be started with start.
+func (h *host) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	binary := os.Getenv(binaryVariable)
+	cmd := exec.Command(binary, args...)
+	if h.machineID != "" {
+		cmd = sandbox.Command(t, h.machineID, binary, args...)
+	}
+	cmd.Env = append(cmd.Environ(),
+		"VMRUN_RUNTIME_DIR="+filepath.Join(h.dir, "run"),
+		"VMRUN_STATE_DIR="+filepath.Join(h.dir, "state"),
+		"VMRUN_CACHE_DIR="+filepath.Join(filepath.Dir(binary), "cache"),
+	)
+	cmd.WaitDelay = 5 * time.Second // then whoever still holds its output is a fault
+	return cmd
+}
+
+// vmrun calls vmrun on the host and returns its exit code and what it said.
+func (h *host) vmrun(t *testing.T, args ...string) (code int, output string) {
+	t.Helper()
+	m := h.start(t, h.command(t, args...))
+	return m.exit(t), m.output()
+}
+
+// state is what a host looked like.
+type state struct {
+	text      string
+	processes []string
+}
+
+// state takes the host's state, to be compared by restored.
+func (h *host) state(t *testing.T) state {
+	t.Helper()
+	var s state
+	err := h.Do(func() (err error) {
+		if s.processes, err = hoststate.Processes(); err != nil {
+			return err
+		}
+		s.text, err = hoststate.Snapshot(filepath.Join(h.dir, "run"))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("take the host's state: %v", err)
+	}
+	return s
+}
+
+// restored fails the test unless the host is as before, once the processes that
+// came since have ended, which they must do in time.
+func (h *host) restored(t *testing.T, before state) {
+	t.Helper()
+	h.gone(t, before)
+	same(t, before.text, h.state(t).text)
+}
+
+// restoredButFiles is restored for all that is not a file.
+func (h *host) restoredButFiles(t *testing.T, before state) {
+	t.Helper()
+	h.gone(t, before)
+	was, _, _ := strings.Cut(before.text, "== files\n")
+	is, _, _ := strings.Cut(h.state(t).text, "== files\n")
+	same(t, was, is)
+}
+
+func same(t *testing.T, before, after string) {
+	t.Helper()
+	const most = 40
+	diff := strings.SplitAfter(hoststate.Diff(before, after), "\n")
+	if len(diff) > most {
+		diff = append(diff[:most], fmt.Sprintf("… and %d lines more\n", len(diff)-most))
+	}
+	if text := strings.Join(diff, ""); text != "" {
+		t.Errorf("the host is not as before:\n%s", text)
+	}
+}
+
+// gone fails the test unless the processes that came since have ended in time.
+func (h *host) gone(t *testing.T, before state) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), restoreLimit*time.Duration(slowness()))
+	defer cancel()
+	if err := hoststate.WaitProcesses(ctx, before.processes); err != nil {
+		t.Error(err)
+	}
+}
+
+// logs are what vmrun's daemons wrote down on the host.
+func (h *host) logs() string {
+	files, err := filepath.Glob(filepath.Join(h.dir, "run/nets/*/keeper.log"))
+	if err != nil {
+		return err.Error()
+	}
+	var all strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		fmt.Fprintf(&all, "%s: %v\n%s", file, err, text)
+	}
+	return all.String()
+}
+
+// kill sends a signal to the processes of the sandbox whose command holds one of
+// the words, to all of them at once, and fails the test if a word finds none.
+func kill(t *testing.T, signal unix.Signal, words ...string) {
+	t.Helper()
+	running, err := hoststate.Running()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var victims []hoststate.Process
+	for _, word := range words {
+		found := len(victims)
+		for _, p := range running {
+			if strings.Contains(p.Command, word) {
+				victims = append(victims, p)
+			}
+		}
+		if len(victims) == found {
+			t.Errorf("no process runs %q: %v", word, running)
+		}
+	}
+	for _, p := range victims {
+		// One may die of another's end.
+		if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Errorf("kill %d (%s): %v", p.PID, p.Command, err)
+		}
+	}
+}
+
+// killStrangers kills every process that came since, those included that come
+// meanwhile.
+func (h *host) killStrangers(t *testing.T, before state) {
+	t.Helper()
+	for {
+		strangers, err := hoststate.Others(before.processes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(strangers) == 0 {
+			return
+		}
+		for _, p := range strangers {
+			if err := unix.Kill(p.PID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				t.Fatalf("kill %d (%s): %v", p.PID, p.Command, err)
+			}
+		}
+	}
+}
+
+// slowness is by how much everything takes longer here than elsewhere.
+func slowness() int {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err == nil && strings.Contains(string(text), "User Mode Linux") {
+		return 7
+	}
+	return 1
+}

@@ -1,0 +1,34 @@
+#!/bin/busybox sh
+# Process 1 of the tests' own guest: loads the drivers beside it, asks for an
+# address on every NIC, fetches what fetch= on the kernel's command line names,
+# and powers off. Before, with tag=VID it asks for an address by a frame with
+# that tag, and with spoof=MAC by a frame from that MAC.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /modules/order); do
+	insmod "/modules/$module" || echo "own-guest: no driver $module"
+done
+ip link set lo up
+for nic in /sys/class/net/eth*; do
+	nic=${nic##*/}
+	ip link set "$nic" up
+	udhcpc -i "$nic" -n -q -f -t 8 -T 1 -s /lease >/dev/null 2>&1 || echo "own-guest: $nic no lease"
+done
+for word in $(cat /proc/cmdline); do
+	case $word in
+	fetch=*) echo "own-guest: fetched $(timeout 5 wget -q -O - "${word#fetch=}" 2>&1)" ;;
+	tag=*)
+		ip link add link eth0 name tagged type vlan id "${word#tag=}" && ip link set tagged up
+		arping -D -c 2 -w 2 -I tagged 192.0.2.250 >/dev/null 2>&1
+		;;
+	spoof=*)
+		ip link set eth0 down && ip link set eth0 address "${word#spoof=}" && ip link set eth0 up
+		arping -D -c 2 -w 2 -I eth0 192.0.2.250 >/dev/null 2>&1
+		;;
+	esac
+done
+echo "own-guest: done"
+poweroff -f

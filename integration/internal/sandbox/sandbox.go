@@ -1,0 +1,138 @@
+// Package sandbox runs a test in a host of its own: fresh network, mount and
+// process namespaces, entered by executing the test binary again. Whatever the
+// test leaves behind, daemons in sessions of their own included, ends with it.
+//
+// A test binary that uses the package calls Main first in its TestMain.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmrun/vmrun/integration/internal/feature"
+)
+
+// What a re-executed test binary has to do is told by its environment.
+const (
+	roleVariable = "VMRUN_SANDBOX"      // one of the roles below; unset: the test as the user started it
+	jobVariable  = "VMRUN_SANDBOX_JOB"  // uml: file with the job; enter: the mounts
+	testVariable = "VMRUN_SANDBOX_TEST" // test: the one whose body runs
+
+	roleInit  = "init"  // process 1 of a sandbox
+	roleTest  = "test"  // the test itself, inside
+	roleUML   = "uml"   // process 1 of User-Mode Linux
+	roleGuest = "guest" // a test started by roleUML, not yet in a sandbox
+	roleEnter = "enter" // a command on a second host, see Command
+)
+
+const limit = 4 * time.Minute // for one test in a sandbox
+
+// Main does the part of a re-executed process and does not return then. In the
+// process that the user started, and in the one that runs a test, it does
+// nothing.
+func Main() {
+	var err error
+	switch os.Getenv(roleVariable) {
+	case roleInit:
+		err = initNamespaces()
+	case roleUML:
+		err = initUML()
+	case roleEnter:
+		err = enter()
+	default:
+		return
+	}
+	fmt.Fprintf(os.Stderr, "sandbox: %v\n", err)
+	os.Exit(1)
+}
+
+// Run runs body in a sandbox: it has an empty network with the loopback up,
+// /run, /sys and /proc of its own, an empty /etc/resolv.conf that it may write,
+// and is root there, through a user namespace where the caller is not. Output,
+// failure and skip of the inner test become the outer one's. Tests in sandboxes
+// run in parallel.
+func Run(t *testing.T, body func(t *testing.T)) {
+	t.Helper()
+	if inside(t) {
+		body(t)
+		return
+	}
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, limit))
+	defer cancel()
+
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", testArgs(t, limit)...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+roleInit, testVariable+"="+t.Name())
+	cmd.SysProcAttr = namespaces()
+	follow(t, cmd)
+}
+
+func inside(t *testing.T) bool {
+	return os.Getenv(roleVariable) == roleTest && os.Getenv(testVariable) == t.Name()
+}
+
+// namespaces are those of a sandbox. When its first process ends, the kernel
+// kills all others.
+func namespaces() *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC,
+	}
+	if os.Geteuid() != 0 {
+		attr.Cloneflags |= syscall.CLONE_NEWUSER
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	return attr
+}
+
+// testArgs selects t alone, with a time limit that fires before the outer one,
+// so that a hanging test shows its goroutines.
+func testArgs(t *testing.T, limit time.Duration) []string {
+	var pattern []string
+	for name := range strings.SplitSeq(t.Name(), "/") {
+		pattern = append(pattern, "^"+name+"$")
+	}
+	return []string{
+		"-test.run=" + strings.Join(pattern, "/"), "-test.v", "-test.count=1",
+		"-test.timeout=" + (remaining(t, limit) - 5*time.Second).String(),
+	}
+}
+
+// remaining is what t may still take, at most limit.
+func remaining(t *testing.T, limit time.Duration) time.Duration {
+	if end, ok := t.Deadline(); ok {
+		limit = min(limit, time.Until(end)-5*time.Second)
+	}
+	return max(limit, 10*time.Second)
+}
+
+// follow runs cmd, which runs t elsewhere, and gives t its outcome.
+func follow(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	out := &verdict{out: t.Output(), name: t.Name()}
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.WaitDelay = time.Second
+	err := cmd.Start()
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
+		feature.Missing(t, "sandbox", fmt.Errorf("make namespaces: %w", err))
+	}
+	if err == nil {
+		err = cmd.Wait()
+	}
+	out.flush()
+	switch {
+	case err != nil || out.failed:
+		t.Fatalf("run %s in %s: %v", t.Name(), cmd.Path, err)
+	case out.skipped:
+		t.Skip("skipped inside")
+	case !out.passed:
+		t.Fatal("the test did not run to its end")
+	}
+}

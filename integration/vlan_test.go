@@ -1,0 +1,196 @@
+package integration
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/integration/internal/feature"
+	"github.com/vmrun/vmrun/integration/internal/sandbox"
+	"github.com/vmrun/vmrun/integration/internal/world"
+)
+
+// tenantNetwork is a profile's network of a tenant. The guest finds out by
+// itself whether it may choose ip.
+func tenantNetwork(tenant string, vid int, ip string) string {
+	return fmt.Sprintf(`
+		[[nics]]
+		network = %[1]q
+		ip = %[3]q
+		[networks.%[1]s]
+		mode = "vlan"
+		uplink = "eth1"
+		vlan = %[2]d
+		tenant = %[1]q
+		subnet = "10.72.0.0/24"
+	`, tenant, vid, ip)
+}
+
+// newTrunk joins two hosts by a wire, eth1 on both.
+func newTrunk(t *testing.T) (a, b *host) {
+	t.Helper()
+	a, b = newHost(t), newSecondHost(t)
+	world.Wire(t, a.Namespace, "eth1", b.Namespace, "eth1")
+	world.SetUp(t, a.Namespace, "eth1")
+	world.SetUp(t, b.Namespace, "eth1")
+	world.Settle(t, a.Namespace, "eth1")
+	world.Settle(t, b.Namespace, "eth1")
+	return a, b
+}
+
+// fromGuest tells guests' frames from those that the hosts' own links send.
+func fromGuest(f world.Frame) bool {
+	return bytes.HasPrefix(f.Source, []byte{0x52, 0x54, 0x00})
+}
+
+// Tenants span hosts and don't meet: two guests of one tenant, on two hosts,
+// reach each other, a guest of another tenant with an address of the same
+// range reaches neither, and every frame on the trunk has its tenant's tag.
+func TestVLAN(t *testing.T) {
+	sandbox.Run8021Q(t, func(t *testing.T) {
+		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
+		a, b := newTrunk(t)
+		trunk := world.NewTap(t, a.Namespace, "eth1")
+		before, beforeB := a.state(t), b.state(t)
+		start := func(h *host, name, network, script string) *machine {
+			return h.run(t, writeProfile(t, t.TempDir(), name, network+micro(t, script)))
+		}
+		serving := start(a, "one", tenantNetwork("acme", 10, "10.72.0.11"), serveScript)
+		asking := start(b, "two", tenantNetwork("acme", 10, "10.72.0.12"), reachScript)
+		stranger := start(b, "three", tenantNetwork("other", 20, "10.72.0.13"), reachScript)
+		serving.expect(t, `eth0 \S+ 10\.72\.0\.11/24`)
+		serving.expect(t, `serving\n`)
+		asking.expect(t, `eth0 \S+ 10\.72\.0\.12/24`)
+		asking.asks(t, "10.72.0.11", true)
+		stranger.expect(t, `eth0 \S+ 10\.72\.0\.13/24`)
+		stranger.asks(t, "10.72.0.11", false)
+
+		seen := map[int]bool{}
+		for _, frame := range trunk.Frames(t) {
+			if fromGuest(frame) {
+				seen[frame.VLAN] = true
+			}
+		}
+		if !seen[10] || !seen[20] || len(seen) != 2 {
+			t.Errorf("tags of guests' frames on the trunk: %v; want 10 and 20 and nothing else", seen)
+		}
+		for _, vm := range []*machine{serving, asking, stranger} {
+			vm.say(t, "")
+			vm.ends(t, 0)
+		}
+		a.restored(t, before)
+		b.restored(t, beforeB)
+	})
+}
+
+// The same profile serves on both hosts: each guest has a MAC and an address of
+// its own.
+func TestVLANSameProfile(t *testing.T) {
+	sandbox.Run8021Q(t, func(t *testing.T) {
+		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
+		a, b := newTrunk(t)
+		before, beforeB := a.state(t), b.state(t)
+		profile := writeProfile(t, t.TempDir(), "web", `
+			[[nics]]
+			network = "acme"
+			[networks.acme]
+			mode = "vlan"
+			uplink = "eth1"
+			vlan = 10
+			subnet = "10.72.0.0/24"
+		`+micro(t, reachScript))
+		first, second := a.run(t, profile), b.run(t, profile)
+		const lease = `vmrun-guest: eth0 (52:54:00:\S+) (10\.72\.0\.\d+)/24`
+		one, two := first.expect(t, lease), second.expect(t, lease)
+		if one[1] == two[1] || one[2] == two[2] {
+			t.Errorf("the guests on two hosts are %v and %v; want MACs and addresses to differ", one, two)
+		}
+		for _, vm := range []*machine{first, second} {
+			vm.say(t, "")
+			vm.ends(t, 0)
+		}
+		a.restored(t, before)
+		b.restored(t, beforeB)
+	})
+}
+
+// Own kernels, and disks, work on a vlan too.
+func TestVLANOwnGuest(t *testing.T) {
+	for _, own := range ownGuests {
+		t.Run(own.name, func(t *testing.T) {
+			sandbox.Run8021Q(t, func(t *testing.T) {
+				feature.Needs(t, append([]string{"tun", "iptables"}, own.features...)...)
+				a, _ := newTrunk(t)
+				trunk := world.NewTap(t, a.Namespace, "eth1")
+				before := a.state(t)
+				dir := t.TempDir()
+				text := tenantNetwork("acme", 10, "10.72.0.11") + own.boot(t, dir, "fetch=http://10.72.0.99/")
+				vm := a.run(t, writeProfile(t, dir, "own", text))
+				vm.expect(t, `own-guest: eth0 52:54:00:\S+ 10\.72\.0\.11/24`)
+				// It asks the other hosts for 10.72.0.99, in vain.
+				trunk.Wait(t, time.Minute, func(f world.Frame) bool { return f.VLAN == 10 && f.Type == 0x0806 })
+				vm.expect(t, `own-guest: done`)
+				vm.ends(t, 0)
+				a.restored(t, before)
+			})
+		})
+	}
+}
+
+// A tag on a trunk is one network's: neither a sub-interface of the
+// administrator's is taken, nor another network's.
+func TestVLANTaken(t *testing.T) {
+	sandbox.Run8021Q(t, func(t *testing.T) {
+		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
+		a, _ := newTrunk(t)
+		before := a.state(t)
+		dir := t.TempDir()
+		profile := func(tenant string) string {
+			return writeProfile(t, dir, tenant, tenantNetwork(tenant, 10, "10.72.0.11")+micro(t, serveScript))
+		}
+		first := a.run(t, profile("acme"), "--grace=0s")
+		first.tells(t, `joined network acme`)
+		second := a.run(t, profile("other"))
+		second.tells(t, `vmrun: .*VLAN 10 of eth1 is taken by .*acme`)
+		second.ends(t, 3)
+		if err := first.cmd.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		first.ends(t, 143)
+		a.restored(t, before)
+
+		uplink, err := a.Links().LinkByName("eth1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "mine", ParentIndex: uplink.Attrs().Index}, VlanId: 10}
+		if err := a.Links().LinkAdd(own); err != nil {
+			t.Fatal(err)
+		}
+		before = a.state(t)
+		third := a.run(t, profile("acme"))
+		third.tells(t, `vmrun: .*mine`)
+		third.ends(t, 3)
+		a.restored(t, before)
+	})
+}
+
+// Where the kernel has no 802.1Q, a vlan network says so.
+func TestVLANUnknownToKernel(t *testing.T) {
+	sandbox.Run(t, func(t *testing.T) {
+		if sandbox.Has8021Q() {
+			t.Skip("this kernel has 802.1Q")
+		}
+		feature.Needs(t, append(bootFeatures, "tun")...)
+		a, _ := newTrunk(t)
+		before := a.state(t)
+		vm := a.run(t, writeProfile(t, t.TempDir(), "one", tenantNetwork("acme", 10, "10.72.0.11")+micro(t, "true")))
+		vm.tells(t, `vmrun: .*802\.1Q`)
+		vm.ends(t, 3)
+		a.restored(t, before)
+	})
+}
