@@ -206,6 +206,23 @@ func TestForwardingOfAnAdministratorStays(t *testing.T) {
 	}
 }
 
+// TestForwardingOfANewRouterStays: Docker's start sets ip_forward, and with it
+// every link; taking a link's part of it away would cut containers off.
+func TestForwardingOfANewRouterStays(t *testing.T) {
+	f := newFake()
+	c := &claims{dir: t.TempDir(), held: map[string]*os.File{}}
+	if err := c.forward(f, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	f.sysctls["net/ipv4/ip_forward"] = "1"
+	if err := c.unforward(f, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.sysctls[forwardingKey("eth1")]; got != "1" {
+		t.Errorf("the host was made a router and eth1 forwards no more (%s)", got)
+	}
+}
+
 func TestJournalSurvives(t *testing.T) {
 	valid := `{"v":1,"seq":1,"undo":{"op":"del-links","arg":{"group":1,"names":["vmrx"]}}}` + "\n"
 	tests := []struct {

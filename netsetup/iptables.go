@@ -64,14 +64,23 @@ func (h *host) delChain(command string, c chain) error {
 	run := func(args ...string) error {
 		return h.iptables(command, "", append([]string{"--wait", "-t", c.Table}, args...)...)
 	}
-	if run("-S", c.Name) != nil {
-		return nil // gone, and with it all jumps
+	if err := run("-S", c.Name); isAbsent(err) {
+		return nil // and with it went all jumps
+	} else if err != nil {
+		return err
 	}
 	for _, jump := range c.Hooks {
 		for run(append([]string{"-D", jump.From}, strings.Fields(jump.rule(c.Name))...)...) == nil {
 		}
 	}
 	return errors.Join(run("-F", c.Name), run("-X", c.Name))
+}
+
+// isAbsent tells the exit code for a chain or rule that is not there (1) from
+// iptables not working (3 and up, or not even started).
+func isAbsent(err error) bool {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	return ok && exit.ExitCode() == 1
 }
 
 // iptables runs one process of the family. It holds a copy of the network's

@@ -147,6 +147,13 @@ func TestConflicts(t *testing.T) {
 		{"bridge-uplink", eth2(func(l *Link) { l.Wireless = true }), "uplink: eth2 is Wi-Fi, whose access point takes frames of one station only; use mode nat"},
 		{"bridge-uplink", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")} }),
 			"uplink: eth2 is in use by the host (it has 198.51.100.1/24); bridging it would cut the host off"},
+		{"bridge-uplink", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("2001:db8::2/64")} }),
+			"uplink: eth2 is in use by the host (it has 2001:db8::2/64); bridging it would cut the host off"},
+		{"bridge-uplink", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("fe80::2/64")} }), ""},
+		{"bridge-uplink", route("fe80::/64", "eth2"), ""},
+		{"bridge-uplink", route("::/0", "eth2"), "uplink: eth2 is in use by the host (::/0 is routed to it); bridging it would cut the host off"},
+		{"bridge-uplink", eth2(func(l *Link) { l.Kind = "bridge" }), `uplink: eth2 is a bridge; to join it use mode bridge with bridge = "eth2"`},
+		{"vlan", eth2(func(l *Link) { l.Wireless = true }), "uplink: eth2 is Wi-Fi, whose access point takes frames of one station only; use mode nat"},
 		{"bridge-uplink", route("0.0.0.0/0", "eth2"), "uplink: eth2 is in use by the host (0.0.0.0/0 is routed to it); bridging it would cut the host off"},
 		{"bridge-uplink", func(f *Facts) {
 			br, _ := f.link("br0")
