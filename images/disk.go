@@ -11,10 +11,10 @@ import (
 
 // DiskSpec names a disk image and says what may become of it.
 type DiskSpec struct {
-	Path   string // an image file or a block device
-	Format Format // FormatAuto only where Keep is false
-	Size   int64  // bytes the guest sees at least; 0: the image's own size
-	Keep   bool   // false: the guest's changes are thrown away
+	Path   string `json:"path"`           // an image file or a block device
+	Format Format `json:"format"`         // FormatAuto only where Keep is false
+	Size   int64  `json:"size,omitempty"` // bytes the guest sees at least; 0: the image's own size
+	Keep   bool   `json:"keep,omitempty"` // false: the guest's changes are thrown away
 }
 
 // Disk is an opened disk: a stack of image files.

@@ -6,6 +6,7 @@ import (
 	"debug/elf"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -19,16 +20,20 @@ import (
 
 // MicroSpec is what a micro guest is made of.
 type MicroSpec struct {
-	Kernel     string   // for its version; the initramfs does not contain it
-	ModulesDir string   // "": found by the kernel's version, beside it or on the host
-	Init       string   // the static vmrun binary, which becomes /init
-	Busybox    string   // a static busybox; "": the guest has no shell
-	Command    []string // what the guest runs; nil: an interactive shell
+	Kernel     string   `json:"kernel"`                // for its version; the initramfs does not contain it
+	ModulesDir string   `json:"modules_dir,omitempty"` // "": found by the kernel's version, beside it or on the host
+	Init       string   `json:"init"`                  // the static vmrun binary, which becomes /init
+	Busybox    string   `json:"busybox,omitempty"`     // a static busybox; "": the guest has no shell
+	Command    []string `json:"command,omitempty"`     // what the guest runs; nil: an interactive shell
 
 	// LeaseTimeout is how long the guest waits for leases before it runs the
 	// command all the same; 0: 30 seconds.
-	LeaseTimeout time.Duration
+	LeaseTimeout time.Duration `json:"lease_timeout_ns,omitempty"`
 }
+
+// ErrNotStatic is in the chain of PrepareMicro's error where a program of the
+// guest needs shared libraries, which the guest lacks.
+var ErrNotStatic = errors.New("not statically linked")
 
 // PrepareMicro returns the path of the initramfs that spec describes, in
 // cacheDir. One that was made before is used again if all it was made of is
@@ -157,7 +162,7 @@ func checkStatic(file string) error {
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return fmt.Errorf("read program %q: not statically linked", file)
+			return fmt.Errorf("read program %q: %w", file, ErrNotStatic)
 		}
 	}
 	return nil

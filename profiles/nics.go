@@ -51,8 +51,11 @@ func (r *nicResolver) resolve(p place, raw rawNIC) NIC {
 	if raw.IP != nil && network.hasAddresses() {
 		nic.IP = r.address(p.at("ip"), *raw.IP, network)
 	}
-	if network.Mode == User {
-		checkUserForwards(p.at("forward"), nic.Forward)
+	switch at := p.at("forward"); {
+	case network.Mode == User:
+		checkUserForwards(at, nic.Forward)
+	case network.Mode == NAT && !network.DHCP && len(raw.Forward) > 0 && !p.at("ip").exists():
+		at.faultf("network %q has dhcp = false, so nobody knows where to forward to: give the card an ip", network.Name)
 	}
 	return nic
 }

@@ -68,10 +68,10 @@ type NIC struct {
 
 // Forward carries a port of the host to a port of the guest.
 type Forward struct {
-	HostAddr  netip.Addr // where the host listens; default 127.0.0.1
-	HostPort  uint16     //
-	GuestPort uint16     //
-	Proto     string     // "tcp" or "udp"
+	HostAddr  netip.Addr `json:"host_addr"` // where the host listens; default 127.0.0.1
+	HostPort  uint16     `json:"host_port"`
+	GuestPort uint16     `json:"guest_port"`
+	Proto     string     `json:"proto"` // "tcp" or "udp"
 }
 
 // Network is one network as the file defines it. Which fields a mode takes is

@@ -24,6 +24,7 @@ func resolve(document *node, faults *Faults) *Profile {
 		Networks: networks,
 	}
 	checkStart(p, profile.Machine.Type)
+	checkMicro(p, profile)
 	return profile
 }
 
@@ -56,6 +57,18 @@ func checkStart(p place, machine MachineType) {
 		p.at("machine").at("type").faultf("a microvm starts neither from disk nor from the network: set boot.kernel")
 	case !p.at("disks").exists() && !p.at("nics").exists():
 		p.faultf("nothing to boot from: set boot.kernel, or add [[disks]] or [[nics]]")
+	}
+}
+
+// minMicro is what Debian's kernel needs to unpack the micro guest and to start
+// it, rounded up: with less it resets, most often without a word.
+const minMicro = 128 * MiB
+
+// checkMicro finds a machine that the micro guest does not fit into.
+func checkMicro(p place, profile *Profile) {
+	memory := profile.Machine.Memory
+	if profile.Boot.Initrd == InitrdMicro && memory >= minMemory && memory < minMicro {
+		p.at("machine").at("memory").faultf("%v is too little for the micro guest, which needs %v", memory, minMicro)
 	}
 }
 

@@ -10,11 +10,15 @@ import (
 	"github.com/vmrun/vmrun/profiles"
 )
 
-// Check looks whether the files of a plan are there and may be read, and
-// whether the host's ports that it forwards are free. It changes nothing. What
-// it finds is a *HostError, or several joined. Launch begins with it.
+// Check looks whether this process has the privilege that a plan needs, whether
+// its files are there and may be read, and whether the host's ports that it
+// forwards are free. It changes nothing. What it finds is a *HostError, or
+// several joined. Launch begins with it.
 func (plan *Plan) Check() error {
 	var errs []error
+	for _, what := range plan.NeedsRoot {
+		errs = append(errs, lacks(NeedPrivilege, "%s", what))
+	}
 	for _, file := range []string{plan.Kernel, plan.Initrd} {
 		if file != "" {
 			errs = append(errs, checkFile(file))

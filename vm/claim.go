@@ -24,7 +24,11 @@ type state struct {
 	NICs       []NICStatus `json:"nics,omitempty"`
 }
 
-const stateVersion = 1
+const (
+	stateVersion = 1
+	stateFile    = "state.json"
+	newSuffix    = ".new" // of the state while it is written
+)
 
 // claimName makes the virtual machine's folder and takes its lock. The lock is
 // never unlinked: it would have two owners then. The logs stay too, until the
@@ -59,6 +63,13 @@ func makeFolders(root, dir string) error {
 	if err := os.Mkdir(root, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	if err := checkRoot(root); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o700)
+}
+
+func checkRoot(root string) error {
 	fi, err := os.Lstat(root)
 	if err != nil {
 		return err
@@ -66,7 +77,7 @@ func makeFolders(root, dir string) error {
 	if !fi.IsDir() || int(fi.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() || fi.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("%s is not a folder that only its owner, this user, can write to", root)
 	}
-	return os.MkdirAll(dir, 0o700)
+	return nil
 }
 
 // owner tells whose the name is, as far as the state says so.
@@ -88,7 +99,7 @@ func (l *launch) createLog(name string) (*os.File, error) {
 	return f, nil
 }
 
-func (l *launch) statePath() string { return filepath.Join(l.dir, "state.json") }
+func (l *launch) statePath() string { return filepath.Join(l.dir, stateFile) }
 
 // recordState writes state.json, in one piece.
 func (l *launch) recordState(context.Context) error {
@@ -99,7 +110,7 @@ func (l *launch) recordState(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	temporary := l.statePath() + ".new"
+	temporary := l.statePath() + newSuffix
 	l.undo.push(func() error { return removeIfThere(l.statePath()) })
 	if err := os.WriteFile(temporary, append(data, '\n'), 0o600); err != nil {
 		return errors.Join(fmt.Errorf("write state: %w", err), removeIfThere(temporary))

@@ -91,6 +91,11 @@ func (plan *Plan) config(s settings) qemu.Config {
 // only when it panics; a microvm has no other way to power off.
 func (plan *Plan) noReboot() bool { return plan.Micro != nil || plan.Machine == qemu.MicroVM }
 
+// endsWithGuest tells that QEMU ends once it has told of a SHUTDOWN. Arguments
+// of the profile's own may have it stay, and the guest go on (QEMU's option
+// -action).
+func (plan *Plan) endsWithGuest() bool { return len(plan.Args) == 0 }
+
 func (plan *Plan) netdev(index int, fd func(string) qemu.FD) qemu.Netdev {
 	nic := plan.NICs[index]
 	if nic.Spec == nil {

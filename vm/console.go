@@ -59,6 +59,13 @@ func (c *console) record(output []byte) {
 	}
 }
 
+// silent tells that the guest has written nothing so far.
+func (c *console) silent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.end == 0
+}
+
 func (c *console) publish(output []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -32,6 +32,7 @@ type Ending struct {
 	QEMU      string `json:"qemu"`                 // how the process ended, for people
 	Log       string `json:"log,omitempty"`        // the end of what QEMU wrote to its standard error
 	micro     bool
+	silent    bool // nothing came on the console
 }
 
 // Exit codes of a run; see ExitCode.
@@ -68,6 +69,8 @@ func (e Ending) panicked() bool {
 // says otherwise what happened.
 func (e Ending) Err() error {
 	switch {
+	case e.panicked() && e.silent:
+		return errors.New("the guest reset before it said anything; it may need more memory")
 	case e.panicked():
 		return errors.New("the guest panicked")
 	case e.Stopped || e.Killed:
@@ -83,14 +86,16 @@ func (e Ending) Err() error {
 }
 
 // shutdownReason reads events until there are no more and returns the reason of
-// the first SHUTDOWN.
-func shutdownReason(events <-chan qmp.Event) string {
+// the first SHUTDOWN, at which it calls guestGone. A reset that the machine goes
+// on from is another event.
+func shutdownReason(events <-chan qmp.Event, guestGone func()) string {
 	reason, panicked := "", false
 	for e := range events {
 		switch e.Name {
 		case "GUEST_PANICKED":
 			panicked = true
 		case "SHUTDOWN":
+			guestGone()
 			var data struct{ Reason string }
 			if reason == "" && json.Unmarshal(e.Data, &data) == nil {
 				reason = data.Reason

@@ -24,6 +24,7 @@ func TestEndings(t *testing.T) {
 		{"exit-700", true, GuestShutdown, nil, 0, ""},
 		{"reset", false, GuestReset, nil, 0, ""},
 		{"reset", true, GuestReset, nil, 5, "the guest panicked"},
+		{"mum", true, GuestReset, nil, 5, "the guest reset before it said anything; it may need more memory"},
 		{"panic", false, GuestPanic, nil, 5, "the guest panicked"},
 		{"term", false, HostSignal, nil, 4, "QEMU was ended by a signal"},
 		{"crash", false, "", nil, 4, "QEMU ended without a reason (signal: killed): qemu: the fake crashes"},

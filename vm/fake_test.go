@@ -62,7 +62,14 @@ func (q fakeQEMU) main() {
 	if q.behaviour == "mute" {
 		io.Copy(io.Discard, q.console)
 	}
+	if q.behaviour == "mum" {
+		q.serve()
+	}
 	fmt.Fprintf(q.console, "files: %s\n", strings.Join(files, " "))
+	q.serve()
+}
+
+func (q fakeQEMU) serve() {
 	q.say(`{"QMP": {"version": {"qemu": {"major": 9, "minor": 9, "micro": 9}, "package": ""}, "capabilities": []}}`)
 	commands := json.NewDecoder(q.qmp)
 	for {
@@ -106,6 +113,9 @@ func (q fakeQEMU) do(command, id string) {
 
 // begin is what the guest does of its own accord.
 func (q fakeQEMU) begin() {
+	if q.behaviour == "mum" {
+		q.shutdown("guest-reset")
+	}
 	fmt.Fprintln(q.console, "begin")
 	switch word, code, _ := strings.Cut(q.behaviour, "-"); word {
 	case "exit":
@@ -133,6 +143,9 @@ func (q fakeQEMU) begin() {
 
 func (q fakeQEMU) shutdown(reason string) {
 	q.event("SHUTDOWN", fmt.Sprintf(`{"guest": true, "reason": %q}`, reason))
+	if q.behaviour == "linger" {
+		io.ReadFull(q.console, make([]byte, 1))
+	}
 	os.Exit(0)
 }
 
@@ -161,8 +174,9 @@ func inherited(id string) net.Conn {
 }
 
 // openFiles lists this process's descriptors past the standard ones, without
-// those of Go's own.
-func openFiles() []string {
+// those of Go's own and those whose target begins with another prefix.
+func openFiles(without ...string) []string {
+	without = append(without, "anon_inode:[event", "/sys/fs/cgroup/")
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		panic(err)
@@ -171,7 +185,8 @@ func openFiles() []string {
 	for _, e := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
 		fd, _ := strconv.Atoi(e.Name())
-		if err == nil && fd >= firstInherited && !strings.HasPrefix(target, "anon_inode:[event") && !strings.HasPrefix(target, "/sys/fs/cgroup/") {
+		skip := slices.ContainsFunc(without, func(prefix string) bool { return strings.HasPrefix(target, prefix) })
+		if err == nil && fd >= firstInherited && !skip {
 			fds = append(fds, fd)
 		}
 	}
@@ -190,6 +205,8 @@ type fakeNet struct {
 	attached int
 	open     int
 	ip       netip.Addr
+	left     chan struct{} // gets one for each port that is closed; nil: nobody wants to know
+	leaving  error         // of each port's Close
 }
 
 type fakePort struct {
@@ -238,7 +255,10 @@ func (p *fakePort) Close() error {
 	p.net.mu.Lock()
 	defer p.net.mu.Unlock()
 	p.net.open--
-	return p.CloseFiles()
+	if p.net.left != nil {
+		p.net.left <- struct{}{}
+	}
+	return errors.Join(p.CloseFiles(), p.net.leaving)
 }
 
 // fixture is a host with a fake QEMU and a fake network.

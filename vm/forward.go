@@ -16,8 +16,9 @@ import (
 
 const (
 	dialTimeout   = 10 * time.Second
-	udpIdle       = 2 * time.Minute // after which a client of UDP is forgotten
-	maxUDPClients = 256             // of one port; further ones have to wait for others to be forgotten
+	acceptPause   = 100 * time.Millisecond // after a failure, which is likely to come again at once
+	udpIdle       = 2 * time.Minute        // after which a client of UDP is forgotten
+	maxUDPClients = 256                    // of one port; further ones have to wait for others to be forgotten
 	maxDatagram   = 64 << 10
 )
 
@@ -52,7 +53,7 @@ func newForwarding(f profiles.Forward, guest netip.Addr, log *slog.Logger) (*for
 	if err != nil {
 		return nil, err
 	}
-	fw.start(listener.Close, func() { fw.serveTCP(listener) })
+	fw.start(listener.Close, func() { fw.serveTCP(listener.AcceptTCP) })
 	return fw, nil
 }
 
@@ -70,16 +71,24 @@ func (fw *forwarding) Close() error {
 	return err
 }
 
-func (fw *forwarding) serveTCP(listener *net.TCPListener) {
+// serveTCP carries what accept returns, until the port is closed. Everything
+// else that accept may fail of passes, such as a lack of descriptors.
+func (fw *forwarding) serveTCP(accept func() (*net.TCPConn, error)) {
 	for {
-		client, err := listener.AcceptTCP()
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				fw.log.Error("port is no longer forwarded", "cause", err)
-			}
+		client, err := accept()
+		switch {
+		case err == nil:
+			fw.work.Go(func() { fw.carryTCP(client) })
+			continue
+		case errors.Is(err, net.ErrClosed):
 			return
 		}
-		fw.work.Go(func() { fw.carryTCP(client) })
+		fw.log.Warn("a connection was not accepted", "cause", err)
+		select {
+		case <-time.After(acceptPause):
+		case <-fw.ctx.Done():
+			return
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/vmrun/vmrun/profiles"
 )
@@ -85,6 +87,23 @@ func TestForwardRefused(t *testing.T) {
 		}
 		conn.Close()
 	}
+}
+
+// A host that is short of descriptors for a while does not end the forwarding.
+func TestForwardAccepts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fw := &forwarding{log: slog.New(slog.DiscardHandler), ctx: t.Context()}
+		answers := []error{syscall.EMFILE, syscall.ECONNABORTED, net.ErrClosed}
+		began := time.Now()
+		fw.serveTCP(func() (*net.TCPConn, error) {
+			err := answers[0]
+			answers = answers[1:]
+			return nil, err
+		})
+		if len(answers) > 0 || time.Since(began) != 2*acceptPause {
+			t.Errorf("gave up after %v, before %v", time.Since(began), answers)
+		}
+	})
 }
 
 // Close gives the port back and ends connections that are at work.

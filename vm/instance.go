@@ -36,7 +36,7 @@ func newInstance(l *launch) *Instance {
 		ended:   make(chan struct{}),
 	}
 	events, _ := l.process.client.Subscribe()
-	watched := i.watch(events)
+	watched := i.watch(events, l.startLeaving)
 	// The watchers end with QEMU's ends of the sockets, so this comes before
 	// our ends are closed.
 	l.undo.push(func() error {
@@ -48,12 +48,13 @@ func newInstance(l *launch) *Instance {
 }
 
 // watch reads all that QEMU and the guest tell until QEMU is gone, and then
-// makes up the ending.
-func (i *Instance) watch(events <-chan qmp.Event) (done <-chan struct{}) {
+// makes up the ending. At the guest's end, which is a little earlier, it calls
+// guestGone.
+func (i *Instance) watch(events <-chan qmp.Event, guestGone func()) (done <-chan struct{}) {
 	var all sync.WaitGroup
 	var reason string
 	all.Go(i.console.drain)
-	all.Go(func() { reason = shutdownReason(events) })
+	all.Go(func() { reason = shutdownReason(events, guestGone) })
 	if i.process.exit != nil {
 		all.Go(func() { readExit(i.process.exit, i.guestExited) })
 	}
@@ -75,11 +76,12 @@ func (i *Instance) guestExited(code int) {
 func (i *Instance) conclude(reason string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.leave()
+	i.endStep()
 	i.ending.Reason = reason
 	if reason == "" && i.ladder == stageKill {
 		i.ending.Reason = Killed
 	}
+	i.ending.silent = i.console.silent()
 	i.ending.QEMU = i.process.cmd.ProcessState.String()
 	if i.ending.Reason == "" {
 		i.ending.Log = tail(i.qemuLog, 0)

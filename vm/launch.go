@@ -38,16 +38,16 @@ func Launch(ctx context.Context, plan *Plan, h Host, o Options) (_ *Instance, er
 		name string
 		do   func(context.Context) error
 	}{
-		{"check", l.check},
-		{"claim", l.claimName},
-		{"disks", l.openDisks},
-		{"boot", l.prepareBoot},
-		{"networks", l.joinNetworks},
-		{"forwards", l.forwardPorts},
-		{"start", l.startQEMU},
-		{"release", l.releaseFiles},
-		{"record", l.recordState},
-		{"run", l.runGuest},
+		{"check", l.check},           // what can be seen without touching anything
+		{"claim", l.claimName},       // one machine of a name at a time
+		{"disks", l.openDisks},       // open images, with overlays that have no name
+		{"boot", l.prepareBoot},      // the micro guest; kernel and initrd as QEMU's user can read them
+		{"networks", l.joinNetworks}, // an open TAP for each NIC
+		{"forwards", l.forwardPorts}, // ports of the host that lead to the guest
+		{"start", l.startQEMU},       // a paused QEMU that answers
+		{"release", l.releaseFiles},  // what it inherited is its own
+		{"record", l.recordState},    // whose machine this is, for others to see
+		{"run", l.runGuest},          // watch, then let the guest begin
 	} {
 		if err := l.run(ctx, step.name, step.do); err != nil {
 			return nil, err
@@ -63,6 +63,9 @@ type launch struct {
 	options Options
 	undo    undo // of everything, to be run when the instance ends
 	lent    undo // closes what only QEMU needs, once QEMU has it
+
+	connections undo         // of networks and forwarded ports, which may end before QEMU does
+	disconnect  func() error // runs connections once, and waits for it every time
 
 	dir        string // of the virtual machine, below Dirs.Runtime
 	qemuLog    *os.File

@@ -35,7 +35,9 @@ func attach(ctx context.Context, h netsetup.Host, spec netsetup.Spec, p netsetup
 
 // joinNetworks attaches each NIC to its network.
 func (l *launch) joinNetworks(ctx context.Context) error {
-	l.undo.push(l.leaveNetworks)
+	l.disconnect = sync.OnceValue(l.connections.run)
+	l.undo.push(l.disconnect)
+	l.connections.push(l.leaveNetworks)
 	join := l.options.attach
 	if join == nil {
 		join = attach
@@ -74,6 +76,15 @@ func (l *launch) leaveNetworks() error {
 	return errors.Join(errs...)
 }
 
+// startLeaving leaves the networks of a guest that has ended while QEMU still
+// closes its files: the kernel takes its time for both. Close waits for it and
+// has its errors.
+func (l *launch) startLeaving() {
+	if l.plan.endsWithGuest() {
+		go l.disconnect()
+	}
+}
+
 // forwardPorts opens the ports of the host that lead to the guest. In user mode
 // QEMU does.
 func (l *launch) forwardPorts(context.Context) error {
@@ -89,7 +100,9 @@ func (l *launch) forwardPorts(context.Context) error {
 			if err != nil {
 				return err
 			}
-			l.undo.push(fw.Close)
+			// Closed before the network is left: afterwards the guest's address
+			// would be looked for outside.
+			l.connections.push(fw.Close)
 		}
 	}
 	return nil

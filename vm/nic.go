@@ -24,25 +24,27 @@ func newNIC(vmName string, index int, n profiles.NIC, network profiles.Network, 
 	nic.Port = &netsetup.PortSpec{
 		VM: vmName, NIC: index, MAC: mac, IP: n.IP, Queues: nic.Queues, Trunk: n.Trunk, Spoof: n.Spoof,
 	}
-	if !h.Privileged {
-		return nic, lacks(NeedPrivilege, "use network %s: mode %s needs root, as it %s; only mode user does not",
-			network.Name, network.Mode, whyRoot(network.Mode))
-	}
 	return nic, nil
 }
 
-// whyRoot is what a mode does that takes privilege.
-func whyRoot(mode profiles.Mode) string {
-	switch mode {
+// mayGetLease tells whether somebody may be there who gives the NIC an address:
+// ourselves, QEMU, or whoever does so on a wire that is not ours.
+func (n NIC) mayGetLease() bool {
+	return n.Spec == nil || n.Spec.DHCP || n.Mode == profiles.Bridge || n.Mode == profiles.VLAN
+}
+
+// whyRoot says what a network takes privilege for.
+func whyRoot(n profiles.Network) string {
+	does := "makes a bridge and firewall rules"
+	switch n.Mode {
 	case profiles.NAT:
-		return "makes a bridge and firewall rules and turns forwarding on"
+		does = "makes a bridge and firewall rules and turns forwarding on"
 	case profiles.VLAN:
-		return "makes a VLAN interface and a bridge"
+		does = "makes a VLAN interface and a bridge"
 	case profiles.Bridge:
-		return "puts a TAP device into a bridge"
-	default:
-		return "makes a bridge and firewall rules"
+		does = "puts a TAP device into a bridge"
 	}
+	return fmt.Sprintf("use network %s: mode %s needs root, as it %s; only mode user does not", n.Name, n.Mode, does)
 }
 
 // nicMAC is the address that the profile gives, or one derived from who the

@@ -11,7 +11,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmrun/vmrun/images"
 	"github.com/vmrun/vmrun/netsetup"
@@ -42,6 +44,10 @@ type Plan struct {
 	Disks    []images.DiskSpec `json:"disks,omitempty"`
 	NICs     []NIC             `json:"nics,omitempty"`
 	Warnings []string          `json:"warnings,omitempty"` // for people
+
+	// NeedsRoot says, for people, what this process lacks the privilege for.
+	// Check and Launch refuse a plan that has any.
+	NeedsRoot []string `json:"needs_root,omitempty"`
 }
 
 // NIC is a network card and the port that it gets: on a network of netsetup,
@@ -58,7 +64,8 @@ type NIC struct {
 
 // NewPlan plans the launch of a profile on a host. It opens no file and changes
 // nothing. All that stands in the way is in one error; what the host lacks is
-// in it as *HostError.
+// in it as *HostError. A lack of privilege alone is no error here: what would
+// be done is known without.
 func NewPlan(p *profiles.Profile, h Host) (*Plan, error) {
 	plan := &Plan{
 		Name: p.Name, Profile: p.File,
@@ -92,7 +99,7 @@ func (plan *Plan) planUser(m profiles.Machine, h Host) error {
 	}
 	switch {
 	case h.EUID != 0 && plan.User.UID != uint32(h.EUID):
-		return lacks(NeedPrivilege, "run QEMU as user %s: only root can", plan.User.Name)
+		plan.needRoot(fmt.Sprintf("run QEMU as user %s: only root can", plan.User.Name))
 	case plan.User.UID == 0 && m.User == "":
 		plan.warn("QEMU runs as root: nothing says whose it is (machine.user, or sudo)")
 	}
@@ -176,11 +183,29 @@ func (plan *Plan) planDisks(disks []profiles.Disk, h Host) error {
 func (plan *Plan) planNICs(p *profiles.Profile, h Host) error {
 	var errs []error
 	for i, n := range p.NICs {
-		nic, err := newNIC(p.Name, i, n, p.Networks[n.Network], h)
+		network := p.Networks[n.Network]
+		nic, err := newNIC(p.Name, i, n, network, h)
 		errs = append(errs, err)
 		plan.NICs = append(plan.NICs, nic)
+		if nic.Spec != nil && !h.Privileged {
+			plan.needRoot(whyRoot(network))
+		}
+	}
+	if plan.Micro != nil && len(plan.NICs) > 0 && !slices.ContainsFunc(plan.NICs, NIC.mayGetLease) {
+		plan.Micro.LeaseTimeout = noLeaseTimeout
 	}
 	return errors.Join(errs...)
+}
+
+// noLeaseTimeout is how long a micro guest looks for leases where nobody is
+// known to give any.
+const noLeaseTimeout = time.Second
+
+// needRoot notes once what takes privilege: several NICs may be on one network.
+func (plan *Plan) needRoot(what string) {
+	if !slices.Contains(plan.NeedsRoot, what) {
+		plan.NeedsRoot = append(plan.NeedsRoot, what)
+	}
 }
 
 func (plan *Plan) warn(text string) { plan.Warnings = append(plan.Warnings, text) }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -136,12 +137,6 @@ func TestPlanLacks(t *testing.T) {
 		"qemu": {"user", func(_ *profiles.Profile, h *Host) { h.QEMU = "" }, NeedQEMU, "find QEMU: no qemu-system-x86_64 in PATH"},
 		"kernel": {"user", func(_ *profiles.Profile, h *Host) { h.Kernel = "" }, NeedKernel,
 			"find kernel: no vmlinuz-* in /boot: install one, on Debian the package linux-image-cloud-amd64"},
-		"nat": {"nat", unprivileged, NeedPrivilege,
-			"use network lan: mode nat needs root, as it makes a bridge and firewall rules and turns forwarding on; only mode user does not"},
-		"bridge": {"bridge", unprivileged, NeedPrivilege,
-			"use network lan: mode bridge needs root, as it puts a TAP device into a bridge; only mode user does not"},
-		"other user": {"user", func(p *profiles.Profile, h *Host) { unprivileged(p, h); p.Machine.User = "vmuser" }, NeedPrivilege,
-			"run QEMU as user vmuser: only root can"},
 		"unknown user": {"user", func(p *profiles.Profile, _ *Host) { p.Machine.User = "nobody2" }, NeedUser,
 			`look up machine.user "nobody2": unknown user nobody2`},
 		"no KVM": {"user", func(p *profiles.Profile, h *Host) { p.Machine.Accel, h.KVM = profiles.AccelKVM, Device{} }, NeedKVM,
@@ -163,7 +158,57 @@ func TestPlanLacks(t *testing.T) {
 	}
 }
 
-func unprivileged(_ *profiles.Profile, h *Host) { h.EUID, h.Privileged = 1000, false }
+// What takes root is planned without, and then not launched.
+func TestPlanNeedsRoot(t *testing.T) {
+	for profile, want := range map[string]string{
+		"nat":    "use network lan: mode nat needs root, as it makes a bridge and firewall rules and turns forwarding on; only mode user does not",
+		"bridge": "use network lan: mode bridge needs root, as it puts a TAP device into a bridge; only mode user does not",
+		"user":   "run QEMU as user vmuser: only root can",
+	} {
+		p, h := sampleProfiles()[profile], sampleHost()
+		h.EUID, h.Privileged = 1000, false
+		h.Dirs.Runtime = filepath.Join(t.TempDir(), "run")
+		if profile == "user" {
+			p.Machine.User = "vmuser"
+		}
+		p.NICs = append(p.NICs, p.NICs[0])
+		plan, err := NewPlan(&p, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{want}, plan.NeedsRoot); diff != "" {
+			t.Errorf("%s needs root (-want +got):\n%s", profile, diff)
+		}
+		_, err = Launch(t.Context(), plan, h, Options{})
+		lack, ok := errors.AsType[*HostError](err)
+		if !ok || lack.Need != NeedPrivilege || lack.Error() != want {
+			t.Errorf("launch of %s returned %v, want %s", profile, err, want)
+		}
+		if _, err := os.Stat(h.Dirs.Runtime); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("launch of %s has begun (%v)", profile, err)
+		}
+	}
+}
+
+// The micro guest does not wait for leases that nobody can give.
+func TestLeaseTimeout(t *testing.T) {
+	for profile, want := range map[string]time.Duration{
+		"host-only": noLeaseTimeout, "nat": noLeaseTimeout, "vlan": 0, "bridge": 0, "user": 0,
+	} {
+		p := sampleProfiles()[profile]
+		for name, n := range p.Networks {
+			n.DHCP = false
+			p.Networks[name] = n
+		}
+		plan, err := NewPlan(&p, sampleHost())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := plan.Micro.LeaseTimeout; got != want {
+			t.Errorf("%s without DHCP: %v, want %v", profile, got, want)
+		}
+	}
+}
 
 func TestPlanWarns(t *testing.T) {
 	p, h := sampleProfiles()["user"], sampleHost()

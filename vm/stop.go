@@ -63,7 +63,7 @@ func (i *Instance) Kill() error {
 	}
 	i.ending.Killed = true
 	i.ladder = stageKill
-	i.leave()
+	i.endStep()
 	if err := i.process.kill(); err != nil {
 		return fmt.Errorf("kill QEMU: %w", err)
 	}
@@ -83,7 +83,7 @@ func (i *Instance) noteStop() {
 func (i *Instance) climb(ctx context.Context, grace time.Duration) (stage, context.Context) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.leave()
+	i.endStep()
 	if i.ladder == stageKill {
 		return stageKill + 1, ctx
 	}
@@ -95,7 +95,7 @@ func (i *Instance) climb(ctx context.Context, grace time.Duration) (stage, conte
 	return i.ladder, ctx
 }
 
-func (i *Instance) leave() {
+func (i *Instance) endStep() {
 	if i.leaveStep != nil {
 		i.leaveStep()
 		i.leaveStep = nil

@@ -42,7 +42,7 @@ func newDoctorCommand() *cobra.Command {
 		Short: "Say what this host lacks",
 		Long: "Say what this host has and lacks for running VMs. Nothing is changed.\n" +
 			"The exit code is 0 if a VM can run on a nat network here, else 1.",
-		Args: usageArgs(cobra.NoArgs),
+		Args: usageArgs(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, err := hostProbe()
 			if err != nil {

@@ -28,9 +28,10 @@ func newGCCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what killed runs left behind",
-		Long: "Undo what networks left on the host whose processes were killed, and remove micro\n" +
-			"guests that no run has used for a month. What is in use or isn't vmrun's stays.",
-		Args: usageArgs(cobra.NoArgs),
+		Long: "Undo what networks left on the host whose processes were killed, forget VMs whose\n" +
+			"run was killed, and remove micro guests that no run has used for a month. What is in\n" +
+			"use or isn't vmrun's stays.",
+		Args: usageArgs(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			host, err := detectHost()
 			if err != nil {
@@ -50,11 +51,13 @@ func collect(ctx context.Context, host vm.Host, now time.Time) (collection, erro
 	c := collection{Removed: []string{}}
 	undone, netErr := netsetup.Sweep(ctx, networkHost(host))
 	c.Removed = append(c.Removed, undone...)
+	forgotten, vmErr := vm.Sweep(host)
+	c.Removed = append(c.Removed, forgotten...)
 	unused, cacheErr := images.SweepMicro(host.Dirs.Cache, now.Add(-unusedAfter))
 	for _, path := range unused {
 		c.Removed = append(c.Removed, "removed "+path)
 	}
-	return c, errors.Join(netErr, cacheErr)
+	return c, errors.Join(netErr, vmErr, cacheErr)
 }
 
 func (c collection) print(w io.Writer, asJSON bool) error {

@@ -60,7 +60,7 @@ func newGuardCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    guardName,
 		Hidden: true,
-		Args:   usageArgs(cobra.NoArgs),
+		Args:   usageArgs(noArgs),
 		RunE: func(*cobra.Command, []string) error {
 			return guardTerminal(os.Stdin, os.NewFile(3, "terminal"), os.Stdout)
 		},

@@ -43,6 +43,9 @@ func hints(err error) []string {
 
 // hint is about one error and not about those that it wraps.
 func hint(err error) string {
+	if err == images.ErrNotStatic {
+		return "build vmrun with CGO_ENABLED=0 (make build)" // a busybox that is not static is never taken
+	}
 	switch e := err.(type) {
 	case usageError:
 		return e.command + " --help"

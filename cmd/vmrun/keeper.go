@@ -17,7 +17,7 @@ func newKeeperCommand() *cobra.Command {
 		Use:    "keeper",
 		Short:  "Own a network (vmrun starts this itself)",
 		Hidden: true,
-		Args:   cobra.NoArgs,
+		Args:   usageArgs(noArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			h.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
 			return netsetup.Keep(c.Context(), h, network)

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmrun/vmrun/images"
 	"github.com/vmrun/vmrun/netsetup"
 	"github.com/vmrun/vmrun/profiles"
 	"github.com/vmrun/vmrun/vm"
@@ -68,6 +69,8 @@ func TestPrintError(t *testing.T) {
 		{"each hint once", exitError{3, errors.Join(lacks(vm.NeedQEMU, "no QEMU"), lacks(vm.NeedPrivilege, "nat"), lacks(vm.NeedPrivilege, "vlan"))},
 			"vmrun: no QEMU\nvmrun: nat\nvmrun: vlan\nhint: apt-get install qemu-system-x86\n" +
 				"hint: run vmrun with sudo, or use mode user, which needs no privilege\n"},
+		{"not static", exitError{3, fmt.Errorf("launch web: %w", images.ErrNotStatic)},
+			"vmrun: launch web: not statically linked\nhint: build vmrun with CGO_ENABLED=0 (make build)\n"},
 		{"teardown", exitError{1, errors.Join(errors.New("the guest panicked"), teardownError{errors.New("busy")})},
 			"vmrun: the guest panicked\nvmrun: undo launch: busy\nhint: vmrun gc removes what is left\n"},
 	} {

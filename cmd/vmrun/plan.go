@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,8 +18,9 @@ import (
 // launchPlan is all that run would do.
 type launchPlan struct {
 	*vm.Plan
-	Networks []netsetup.Plan `json:"networks"` // in the order of the NICs
-	Command  []string        `json:"command"`  // QEMU's
+	Networks []netsetup.Plan `json:"networks"`                   // in the order of the NICs
+	Unknown  []string        `json:"networks_unknown,omitempty"` // why others can only be planned by root
+	Command  []string        `json:"command"`                    // QEMU's
 }
 
 func newPlanCommand() *cobra.Command {
@@ -27,8 +30,8 @@ func newPlanCommand() *cobra.Command {
 		Short: "Say what run would do, and how it is undone",
 		Long: "Say what run would do on this host as it is now: the steps with their undo, and\n" +
 			"QEMU's command line. What only the launch can know stands in {braces}. Nothing is\n" +
-			"changed.",
-		Args: usageArgs(cobra.ExactArgs(1)),
+			"changed. Without root the steps of networks are left out.",
+		Args: usageArgs(oneFile),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newLaunchPlan(args[0])
 			if err != nil {
@@ -58,18 +61,16 @@ func newLaunchPlan(file string) (*launchPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	networks, err := planNetworks(plan.NICs, host)
-	if err != nil {
-		return nil, err
-	}
-	return &launchPlan{Plan: plan, Networks: networks, Command: plan.Command(host)}, nil
+	p := &launchPlan{Plan: plan, Networks: []netsetup.Plan{}, Command: plan.Command(host)}
+	return p, p.planNetworks(host)
 }
 
 // planNetworks plans each network that NICs join, with all their ports on it.
-func planNetworks(nics []vm.NIC, host vm.Host) ([]netsetup.Plan, error) {
+// Most of what it takes to know of the host only root is told.
+func (p *launchPlan) planNetworks(host vm.Host) error {
 	var specs []netsetup.Spec
 	ports := map[netsetup.Spec][]netsetup.PortSpec{}
-	for _, nic := range nics {
+	for _, nic := range p.NICs {
 		if nic.Spec == nil {
 			continue // QEMU's own affair
 		}
@@ -78,28 +79,43 @@ func planNetworks(nics []vm.NIC, host vm.Host) ([]netsetup.Plan, error) {
 		}
 		ports[*nic.Spec] = append(ports[*nic.Spec], *nic.Port)
 	}
-	plans := []netsetup.Plan{}
 	if len(specs) == 0 {
-		return plans, nil
+		return nil
 	}
 	facts, instance, err := netsetup.ReadFacts(networkHost(host))
 	if err != nil {
-		return nil, err
+		return p.unknown(err, host)
 	}
 	for _, spec := range specs {
-		p, err := netsetup.NewPlan(spec, ports[spec], instance, facts)
-		if err != nil {
-			return nil, err
+		n, err := netsetup.NewPlan(spec, ports[spec], instance, facts)
+		if err == nil {
+			p.Networks = append(p.Networks, n)
+		} else if err := p.unknown(err, host); err != nil {
+			return err
 		}
-		plans = append(plans, p)
 	}
-	return plans, nil
+	return nil
+}
+
+// unknown notes what could not be planned for want of privilege, and returns
+// errors that have another cause.
+func (p *launchPlan) unknown(err error, host vm.Host) error {
+	if _, conflict := errors.AsType[*netsetup.ConflictError](err); conflict || host.Privileged {
+		return err
+	}
+	p.Unknown = append(p.Unknown, err.Error())
+	return nil
+}
+
+// planned tells whether the steps of a network are known.
+func (p *launchPlan) planned(network string) bool {
+	return slices.ContainsFunc(p.Networks, func(n netsetup.Plan) bool { return n.Network == network })
 }
 
 // print writes the plan for people.
 func (p *launchPlan) print(w io.Writer) error {
 	var b strings.Builder
-	for _, text := range p.Warnings {
+	for _, text := range slices.Concat(p.Warnings, p.NeedsRoot) {
 		fmt.Fprintf(&b, "warning: %s\n", text)
 	}
 	fmt.Fprintf(&b, "%s: %s, as user %s\n", p.Name, p.machine(), p.User.Name)
@@ -107,8 +123,11 @@ func (p *launchPlan) print(w io.Writer) error {
 		printNetwork(&b, n)
 	}
 	for i, nic := range p.NICs {
-		if nic.Spec == nil {
+		switch {
+		case nic.Spec == nil:
 			fmt.Fprintf(&b, "\nnic %d: %s, QEMU's user-mode network, nothing to set up\n", i, nic.MAC)
+		case !p.planned(nic.Network):
+			fmt.Fprintf(&b, "\nnic %d: %s on network %s, whose steps only root can plan\n", i, nic.MAC, nic.Network)
 		}
 		for _, f := range nic.Forwards {
 			fmt.Fprintf(&b, "  forward %s:%d/%s to port %d of the guest\n", f.HostAddr, f.HostPort, f.Proto, f.GuestPort)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vmrun/vmrun/netsetup"
 )
 
 // runOptions are the flags of run.
@@ -27,6 +29,7 @@ escape, ctrl-] unless --escape says otherwise:
 Elsewhere the console goes to stdout, and stdin, unless it is a terminal, to the
 console. SIGINT, SIGTERM, SIGHUP and SIGQUIT end the VM in order: the power
 button, then after --grace QEMU's quit, then a kill. A further signal skips ahead.
+Once the VM is gone a second one ends vmrun at once, and vmrun gc removes the rest.
 
 Exit codes: 0 the guest powered off or was ended by the escape; n its
 boot.command exited with n; 2 bad usage or profile; 3 the host can't; 4 QEMU did
@@ -39,7 +42,7 @@ func newRunCommand() *cobra.Command {
 		Use:   "run FILE",
 		Short: "Boot a VM and stay until it ends",
 		Long:  fmt.Sprintf(runHelp, escapeHelp(0x1d)),
-		Args:  usageArgs(cobra.ExactArgs(1)),
+		Args:  usageArgs(oneFile),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runCommand(cmd.Context(), args[0], o)
 		},
@@ -62,7 +65,7 @@ func runCommand(ctx context.Context, file string, o runOptions) error {
 	}
 	started := time.Now()
 	stderr := &lineWriter{w: os.Stderr}
-	r := &runner{options: o, escape: key, stderr: stderr, log: newMessages(stderr, o.quiet)}
+	r := &runner{options: o, escape: key, stderr: stderr, log: newMessages(stderr, o.quiet), sweepNetworks: netsetup.Sweep}
 	end := r.run(ctx, file)
 	if o.report == "" {
 		return end.err()

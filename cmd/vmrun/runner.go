@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -27,6 +28,9 @@ type runner struct {
 	stderr  *lineWriter
 	log     *slog.Logger // to stderr
 	signals <-chan os.Signal
+
+	// sweepNetworks is netsetup.Sweep.
+	sweepNetworks func(context.Context, netsetup.Host) ([]string, error)
 }
 
 // run boots the VM of a profile and returns how it ended.
@@ -58,26 +62,62 @@ func (r *runner) runProfile(ctx context.Context, profile *profiles.Profile) outc
 	if err != nil {
 		return launchFailure(err)
 	}
-	r.sweep(ctx, plan, host)
-	var instance *vm.Instance
-	signal := untilSignal(ctx, r.signals, func(ctx context.Context) {
-		instance, err = vm.Launch(ctx, plan, host, vm.Options{})
-	})
-	switch {
-	case err != nil && signal != 0:
-		return launchFailure(signalError{signal})
-	case err != nil && ctx.Err() != nil:
-		return launchFailure(context.Cause(ctx))
-	case err != nil:
+	instance, signal, err := r.launch(ctx, plan, host)
+	if err != nil {
 		return launchFailure(err)
 	}
 	r.introduce(plan, instance)
 	end := r.attend(ctx, instance, signal)
-	if err := instance.Close(); err != nil {
+	_, asked := errors.AsType[signalError](end.cause)
+	if err := r.undo(instance.Close, asked); err != nil {
 		end.cause = errors.Join(end.cause, teardownError{err})
 		end.code = max(end.code, exitFailed)
 	}
 	return end
+}
+
+// launch boots the VM, on a host where nothing of killed runs is in its way. A
+// signal that came too late to prevent it is returned with the VM.
+func (r *runner) launch(ctx context.Context, plan *vm.Plan, host vm.Host) (instance *vm.Instance, signal unix.Signal, err error) {
+	// Before anything is touched, and again by Launch.
+	if err := plan.Check(); err != nil {
+		return nil, 0, err
+	}
+	signal = untilSignal(ctx, r.signals, func(ctx context.Context) {
+		r.sweep(ctx, plan, host)
+		instance, err = vm.Launch(ctx, plan, host, vm.Options{})
+	})
+	switch {
+	case err != nil && signal != 0:
+		err = signalError{signal}
+	case err != nil && ctx.Err() != nil:
+		err = context.Cause(ctx)
+	}
+	return instance, signal, err
+}
+
+// undo runs the undo of a launch. It is given up at a second signal, of which
+// those from before count as the first, since people and programs may well send
+// several at once. Keepers go on without us, and gc with what they can't do.
+func (r *runner) undo(undo func() error, asked bool) error {
+	for len(r.signals) > 0 {
+		<-r.signals
+		asked = true
+	}
+	done := make(chan error, 1)
+	go func() { done <- undo() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case s := <-r.signals:
+			if asked {
+				return fmt.Errorf("cut short by %s", unix.SignalName(s.(unix.Signal)))
+			}
+			asked = true
+			r.log.Info("the VM has ended and its launch is being undone; asking again leaves the rest as it is")
+		}
+	}
 }
 
 // sweep undoes what killed runs left of networks before another one comes up.
@@ -86,11 +126,11 @@ func (r *runner) sweep(ctx context.Context, plan *vm.Plan, host vm.Host) {
 	if !slices.ContainsFunc(plan.NICs, func(n vm.NIC) bool { return n.Spec != nil }) {
 		return
 	}
-	removed, err := netsetup.Sweep(ctx, networkHost(host))
+	removed, err := r.sweepNetworks(ctx, networkHost(host))
 	for _, line := range removed {
 		r.log.Info("left behind by a killed run: " + line)
 	}
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		r.log.Warn("undo what a killed run left", "cause", err)
 	}
 }

@@ -30,7 +30,7 @@ func newValidateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "validate FILE…",
 		Short: "Check profiles and say all that is wrong with them",
-		Args:  usageArgs(cobra.MinimumNArgs(1)),
+		Args:  usageArgs(someFiles),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			return validate(cmd.OutOrStdout(), files, asJSON)
 		},
