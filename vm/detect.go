@@ -45,12 +45,23 @@ func DetectHost(executable string, env []string) (Host, error) {
 	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
 		h.MachineID = strings.TrimSpace(string(id))
 	}
-	h.KernelDirs = []string{"/boot", filepath.Join(h.Dirs.Cache, "kernel/boot")}
+	h.KernelDirs = kernelDirs(vars, h.Dirs.Cache)
 	h.Kernel, err = images.FindKernel(h.KernelDirs...)
 	if _, none := errors.AsType[*images.NoKernelError](err); err != nil && !none {
 		return Host{}, err
 	}
 	return h, nil
+}
+
+// kernelDirs is where kernels for guests are looked for. An ordinary user may
+// boot what root has unpacked for everybody.
+func kernelDirs(vars environment, cache string) []string {
+	const everybodys = "/var/cache/vmrun/kernel/boot"
+	dirs := []string{"/boot", filepath.Join(cache, "kernel/boot")}
+	if vars.get("VMRUN_CACHE_DIR") == "" && !slices.Contains(dirs, everybodys) {
+		dirs = append(dirs, everybodys)
+	}
+	return dirs
 }
 
 // environment is an environment as os.Environ has it.

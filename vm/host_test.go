@@ -113,6 +113,21 @@ func TestDetectHost(t *testing.T) {
 	}
 }
 
+// Root's kernels serve everybody, unless the cache is chosen.
+func TestKernelDirs(t *testing.T) {
+	for _, tt := range []struct {
+		env  environment
+		want []string
+	}{
+		{nil, []string{"/boot", "/home/me/.cache/vmrun/kernel/boot", "/var/cache/vmrun/kernel/boot"}},
+		{environment{"VMRUN_CACHE_DIR=/home/me/.cache/vmrun"}, []string{"/boot", "/home/me/.cache/vmrun/kernel/boot"}},
+	} {
+		if diff := cmp.Diff(tt.want, kernelDirs(tt.env, "/home/me/.cache/vmrun")); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", tt.env, diff)
+		}
+	}
+}
+
 // A runtime folder that somebody else could have made is not used.
 func TestMakeFolders(t *testing.T) {
 	base := t.TempDir()
