@@ -21,6 +21,10 @@ mode = "host-only"
 subnet = "10.71.0.0/24"
 `
 
+// insist makes a guest try the host as its router, though nobody told it to.
+const insist = `ip route add default via 10.71.0.1 && echo insisting
+`
+
 // reachScript tells, each time a line with an address or a name is typed,
 // whether HTTP is served there; an empty line ends it.
 const reachScript = `
@@ -57,11 +61,13 @@ func TestHostOnly(t *testing.T) {
 		before := h.state(t)
 
 		dir := t.TempDir()
-		server := h.run(t, writeProfile(t, dir, "server", hostOnlyLab+micro(t, serveScript)))
+		server := h.run(t, writeProfile(t, dir, "server", hostOnlyLab+micro(t, insist+serveScript)))
 		lease := server.expect(t, `eth0 \S+ (10\.71\.0\.\d+)/24`)
+		server.expect(t, `insisting\n`)
 		server.expect(t, `serving\n`)
-		client := h.run(t, writeProfile(t, dir, "client", hostOnlyLab+micro(t, reachScript)))
+		client := h.run(t, writeProfile(t, dir, "client", hostOnlyLab+micro(t, insist+reachScript)))
 		client.expect(t, `eth0 \S+ 10\.71\.0\.\d+/24`)
+		client.expect(t, `insisting\n`)
 
 		isolated := func() {
 			t.Helper()

@@ -41,7 +41,7 @@ func TestOwnGuest(t *testing.T) {
 		{"nat", "mode = \"nat\"\nsubnet = \"10.70.0.0/24\"", []string{"tun", "iptables"},
 			`10\.70\.0\.\d+/24 gw 10\.70\.0\.1 dns 10\.70\.0\.1`, `hello 192\.0\.2\.2`},
 		{"host-only", "mode = \"host-only\"\nsubnet = \"10.70.0.0/24\"", []string{"tun", "iptables"},
-			`10\.70\.0\.\d+/24 gw `, ``},
+			`10\.70\.0\.\d+/24 gw none `, `wget: can't connect to remote host \(192\.0\.2\.1\): Network is unreachable`},
 		{"bridge", "mode = \"bridge\"\nuplink = \"eth2\"", []string{"tun", "dnsmasq"},
 			`192\.0\.2\.1\d\d/24 gw 192\.0\.2\.1`, `hello 192\.0\.2\.1\d\d`},
 		{"user", "mode = \"user\"", nil,
