@@ -15,6 +15,10 @@ type DiskSpec struct {
 	Format Format `json:"format"`         // FormatAuto only where Keep is false
 	Size   int64  `json:"size,omitempty"` // bytes the guest sees at least; 0: the image's own size
 	Keep   bool   `json:"keep,omitempty"` // false: the guest's changes are thrown away
+
+	// Overlay is the path of an overlay that a snapshot has kept: the content
+	// that the new one begins with, where Keep is false. "": it begins empty.
+	Overlay string `json:"overlay,omitempty"`
 }
 
 // Disk is an opened disk: a stack of image files.
@@ -58,7 +62,7 @@ func PrepareDisk(ctx context.Context, qemuImg, dir string, spec DiskSpec) (*Disk
 	if spec.Keep {
 		err = disk.grow(ctx, img, spec.Size)
 	} else {
-		err = disk.addOverlay(ctx, img, dir, spec.Size)
+		err = disk.addOverlay(ctx, img, dir, spec)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare disk %q: %w", spec.Path, err), disk.Close())
@@ -203,10 +207,11 @@ func cause(err error) error {
 	return err
 }
 
-// addOverlay puts an empty overlay on top, at least size bytes large.
-func (d *Disk) addOverlay(ctx context.Context, img imageTool, dir string, size int64) error {
-	size = max(size, d.Size)
-	f, err := img.createOverlay(ctx, dir, size)
+// addOverlay puts an overlay on top, at least as large as the spec says: an empty
+// one, or a copy of one that a snapshot has kept.
+func (d *Disk) addOverlay(ctx context.Context, img imageTool, dir string, spec DiskSpec) error {
+	size := max(spec.Size, d.Size)
+	f, err := img.createOverlay(ctx, dir, size, spec.Overlay)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -247,8 +248,20 @@ func TestLockedImage(t *testing.T) {
 			t.Errorf("keep=%v: error %v while another writes", spec.Keep, err)
 		}
 	}
+	copied := filepath.Join(t.TempDir(), "copy")
+	if err := Copy(t.Context(), path, copied); !errors.Is(err, ErrLocked) {
+		t.Errorf("copied while another writes: %v", err)
+	}
+	if _, err := os.Lstat(copied); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of what is refused there is a copy: %v", err)
+	}
 	release()
 	mustPrepare(t, kept)
+	release = hold(t, path, "-r")
+	if err := Copy(t.Context(), path, copied); err != nil {
+		t.Errorf("copied while another reads: %v", err)
+	}
+	release()
 }
 
 // hold keeps an image open in a qemu-io until release is called.

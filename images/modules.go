@@ -16,7 +16,7 @@ import (
 // depends on: what it takes to see NICs, disks and the host's requests.
 var bootModules = []string{
 	"virtio_pci", "virtio_mmio", "virtio_rng", "virtio_net", "af_packet",
-	"virtio_blk", "virtio_console",
+	"virtio_blk", "virtio_console", "virtio_balloon",
 	"evdev", "button", // the power button
 	"pvpanic_pci", "pvpanic_mmio", "pvpanic",
 	"8021q", // for commands that make VLAN interfaces of their own

@@ -23,10 +23,17 @@ const inherited = "/proc/self/fd/3"
 
 // createOverlay makes an empty qcow2 image of size bytes in dir that has no
 // name, and no backing image in its header: QEMU is told of that when it runs.
-func (t imageTool) createOverlay(ctx context.Context, dir string, size int64) (*os.File, error) {
+// Where a kept overlay is named, it is a copy of that one instead.
+func (t imageTool) createOverlay(ctx context.Context, dir string, size int64, kept string) (*os.File, error) {
 	f, err := openNameless(dir)
 	if err != nil {
 		return nil, fmt.Errorf("create overlay in %q: %w", dir, cause(err))
+	}
+	if kept != "" {
+		if err := cloneFrom(ctx, f, kept); err != nil {
+			return nil, errors.Join(fmt.Errorf("create overlay in %q: %w", dir, err), f.Close())
+		}
+		return f, nil
 	}
 	if err := t.run(ctx, f, "create", "-q", "-f", string(FormatQCOW2), inherited, strconv.FormatInt(size, 10)); err != nil {
 		return nil, errors.Join(fmt.Errorf("create overlay in %q: %w", dir, err), f.Close())

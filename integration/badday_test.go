@@ -34,7 +34,8 @@ func bridgeOver(uplink string) string {
 
 var badDays = []badDay{
 	{name: "no qemu", code: 3, says: `qemu-system-x86`, prepare: hide("qemu-system-x86_64")},
-	{name: "no iptables", code: 3, says: `iptables`, prepare: hide("iptables", "iptables-legacy")},
+	{name: "no iptables", code: 3, says: `iptables`, prepare: hide("iptables", "iptables-legacy"),
+		network: strings.Replace(natLAN, "mode =", "firewall = \"iptables\"\nmode =", 1)},
 	{name: "no tun", code: 3, says: `/dev/net/tun`, prepare: func(t *testing.T, _ *host) {
 		if err := unix.Mount("tmpfs", "/dev/net", "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
@@ -48,42 +49,17 @@ var badDays = []badDay{
 		world.Route(t, h.Namespace, "10.70.0.128/25", "198.51.100.2")
 	}},
 	{name: "uplink missing", network: bridgeOver("eth7"), code: 3, says: `eth7`},
-	{name: "uplink enslaved", network: bridgeOver("eth9"), code: 3, says: `eth9.*br9`, prepare: func(t *testing.T, h *host) {
-		addLink(t, h, "eth9")
-		bridge := addLink(t, h, "br9")
-		link, err := h.Links().LinkByName("eth9")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.Links().LinkSetMaster(link, bridge); err != nil {
-			t.Fatal(err)
-		}
-		world.Settle(t, h.Namespace, "br9")
-	}},
-	{name: "uplink down", network: bridgeOver("eth9"), code: 3, says: `eth9 is down`, prepare: func(t *testing.T, h *host) {
-		link := addLink(t, h, "eth9")
-		if err := h.Links().LinkSetDown(link); err != nil {
-			t.Fatal(err)
-		}
-		world.SettleAs(t, h.Namespace, "eth9-peer", netlink.OperLowerLayerDown)
-	}},
-	{name: "uplink is wireless", network: bridgeOver("eth9"), code: 3, says: `eth9.*Wi-Fi`, prepare: func(t *testing.T, h *host) {
-		addLink(t, h, "eth9")
-		// What sets such a link apart is an entry in sysfs.
-		entry, err := filepath.EvalSymlinks("/sys/class/net/eth9")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mount("tmpfs", entry, "tmpfs", 0, ""); err != nil {
-			t.Fatal(err)
-		}
-		mkdir(t, filepath.Join(entry, "phy80211"))
-	}},
+	{name: "uplink enslaved", network: bridgeOver("eth9"), code: 3, says: `eth9.*br9`, prepare: enslave},
+	{name: "uplink down", network: bridgeOver("eth9"), code: 3, says: `eth9 is down`, prepare: setDown},
+	{name: "uplink is wireless", network: bridgeOver("eth9"), code: 3, says: `eth9.*Wi-Fi`, prepare: makeWireless},
 	{name: "uplink in use", network: bridgeOver("eth9"), code: 3, says: `eth9.*192\.0\.2\.77`, prepare: func(t *testing.T, h *host) {
 		addLink(t, h, "eth9", "192.0.2.77/24")
 	}},
 	{name: "bridge missing", network: strings.Replace(bridgeOver("br7"), "uplink", "bridge", 1), code: 3, says: `br7`},
 	{name: "vlan uplink missing", network: tenantNetwork("acme", 10, "10.72.0.11"), code: 3, says: `eth1`},
+	{name: "vlan uplink enslaved", network: strings.Replace(tenantNetwork("acme", 10, "10.72.0.11"), "eth1", "eth9", 1), code: 3, says: `eth9.*br9`, prepare: enslave},
+	{name: "vlan uplink down", network: strings.Replace(tenantNetwork("acme", 10, "10.72.0.11"), "eth1", "eth9", 1), code: 3, says: `eth9 is down`, prepare: setDown},
+	{name: "vlan uplink is wireless", network: strings.Replace(tenantNetwork("acme", 10, "10.72.0.11"), "eth1", "eth9", 1), code: 3, says: `eth9.*Wi-Fi`, prepare: makeWireless},
 	{name: "vlan 0", network: tenantNetwork("acme", 0, "10.72.0.11"), code: 2, says: `vlan`},
 	{name: "vlan 4095", network: tenantNetwork("acme", 4095, "10.72.0.11"), code: 2, says: `vlan`},
 	{name: "subnet of two addresses", network: natOf("10.70.0.0/31"), code: 2, says: `subnet`},
@@ -93,6 +69,14 @@ var badDays = []badDay{
 	{name: "port taken", network: strings.Replace(natLAN, "\n\n", "\nforward = [\"8080:80\"]\n\n", 1), code: 3, says: `127\.0\.0\.1:8080`, prepare: listen},
 	{name: "kernel missing", boot: "[boot]\nkernel = \"/nonexistent/vmlinuz\"\ninitrd = \"micro\"\n", code: 3, says: `/nonexistent/vmlinuz`},
 	{name: "kernel is no kernel", boot: "[boot]\nkernel = \"/etc/passwd\"\ninitrd = \"micro\"\n", code: 3, says: `/etc/passwd`},
+	{name: "kernel is cut off", boot: "[boot]\nkernel = \"/run/vmlinuz\"\ninitrd = \"micro\"\n", code: 3, says: `/run/vmlinuz`, prepare: func(t *testing.T, _ *host) {
+		if err := os.WriteFile("/run/vmlinuz", []byte("MZ"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}},
+	{name: "kernel is a folder", boot: "[boot]\nkernel = \"/run\"\n", code: 3, says: `/run: not a regular file`},
+	{name: "kernel is none to QEMU", boot: "[boot]\nkernel = \"/etc/passwd\"\n", code: 4, says: `vmrun: .*kernel`},
+	{name: "initrd missing", boot: "[boot]\nkernel = \"/etc/passwd\"\ninitrd = \"/nonexistent/initrd\"\n", code: 3, says: `/nonexistent/initrd`},
 	{name: "image missing", boot: "[[disks]]\npath = \"/nonexistent/disk.qcow2\"\n", code: 3, says: `/nonexistent/disk\.qcow2`},
 }
 
@@ -140,6 +124,46 @@ func addLink(t *testing.T, h *host, name string, addresses ...string) netlink.Li
 	return link
 }
 
+// enslave makes eth9 a port of the administrator's bridge br9.
+func enslave(t *testing.T, h *host) {
+	t.Helper()
+	addLink(t, h, "eth9")
+	bridge := addLink(t, h, "br9")
+	link, err := h.Links().LinkByName("eth9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Links().LinkSetMaster(link, bridge); err != nil {
+		t.Fatal(err)
+	}
+	world.Settle(t, h.Namespace, "br9")
+}
+
+// setDown makes a link eth9 that is down.
+func setDown(t *testing.T, h *host) {
+	t.Helper()
+	link := addLink(t, h, "eth9")
+	if err := h.Links().LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	world.SettleAs(t, h.Namespace, "eth9-peer", netlink.OperLowerLayerDown)
+}
+
+// makeWireless makes a link eth9 that passes for Wi-Fi: what sets such a link
+// apart is an entry in sysfs.
+func makeWireless(t *testing.T, h *host) {
+	t.Helper()
+	addLink(t, h, "eth9")
+	entry, err := filepath.EvalSymlinks("/sys/class/net/eth9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", entry, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	mkdir(t, filepath.Join(entry, "phy80211"))
+}
+
 func listen(t *testing.T, _ *host) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:8080")
@@ -185,6 +209,23 @@ func TestGoodDay(t *testing.T) {
 		network := strings.Replace(natLAN, "\n\n", "\nip = \"10.70.0.9\"\nforward = [\"8080:80\"]\n\n", 1)
 		vm := h.run(t, writeProfile(t, t.TempDir(), "good", network+micro(t, "true")))
 		vm.expect(t, `eth0 \S+ 10\.70\.0\.9/24`)
+		vm.ends(t, 0)
+		h.restored(t, before)
+	})
+}
+
+// A host without any iptables is as good where nftables works.
+func TestNoIPTables(t *testing.T) {
+	sandbox.Run(t, func(t *testing.T) {
+		feature.Needs(t, append(bootFeatures, "tun", "nftables")...)
+		h := newHost(t)
+		newOutside(t, h, "10.70.0.0/24")
+		hide("iptables", "iptables-legacy", "iptables-nft")(t, h)
+		before := h.state(t)
+		vm := h.run(t, writeProfile(t, t.TempDir(), "web", natLAN+micro(t, reachScript)))
+		vm.expect(t, `eth0 \S+ 10\.70\.0\.\d+/24`)
+		vm.asks(t, world.Gateway, true)
+		vm.say(t, "")
 		vm.ends(t, 0)
 		h.restored(t, before)
 	})

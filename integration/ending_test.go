@@ -15,7 +15,7 @@ func TestSignals(t *testing.T) {
 		signal unix.Signal
 		code   int
 	}{
-		{unix.SIGINT, 130}, {unix.SIGTERM, 143}, {unix.SIGHUP, 129},
+		{unix.SIGINT, 130}, {unix.SIGTERM, 143}, {unix.SIGHUP, 129}, {unix.SIGQUIT, 131},
 	} {
 		t.Run(c.signal.String(), func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {
@@ -56,7 +56,7 @@ func TestTimeout(t *testing.T) {
 		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
 		h := newHost(t)
 		before := h.state(t)
-		vm := h.run(t, writeProfile(t, t.TempDir(), "web", natLAN+micro(t, serveScript)), "--timeout=8s")
+		vm := h.run(t, writeProfile(t, t.TempDir(), "web", natLAN+micro(t, serveScript)), "--timeout=25s")
 		vm.expect(t, `serving\n`)
 		vm.ends(t, 124)
 		h.restored(t, before)

@@ -7,12 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmrun/vmrun/integration/internal/feature"
 	"github.com/vmrun/vmrun/integration/internal/hoststate"
 	"github.com/vmrun/vmrun/integration/internal/sandbox"
 )
@@ -24,6 +26,7 @@ const restoreLimit = 2 * time.Second
 type host struct {
 	*sandbox.Namespace
 	machineID string // "": the first host, whose mounts are the test's own
+	firewall  string // what carries rules; "": vmrun chooses
 	dir       string // holds vmrun's state
 }
 
@@ -31,6 +34,21 @@ type host struct {
 func newHost(t *testing.T) *host {
 	t.Helper()
 	return (&host{Namespace: sandbox.Current(t), dir: mkdir(t, "/run/first")}).logged(t)
+}
+
+// onEachFirewall runs a test on a host whose rules nftables carries, and on one
+// where iptables does.
+func onEachFirewall(t *testing.T, f func(t *testing.T, h *host)) {
+	for _, firewall := range []string{"nftables", "iptables"} {
+		t.Run(firewall, func(t *testing.T) {
+			sandbox.Run(t, func(t *testing.T) {
+				feature.Needs(t, append(bootFeatures, "tun", firewall)...)
+				h := newHost(t)
+				h.firewall = firewall
+				f(t, h)
+			})
+		})
+	}
 }
 
 // newSecondHost is a host beside the sandbox's own, with an empty network.
@@ -75,6 +93,7 @@ func (h *host) command(t *testing.T, args ...string) *exec.Cmd {
 		"VMRUN_RUNTIME_DIR="+filepath.Join(h.dir, "run"),
 		"VMRUN_STATE_DIR="+filepath.Join(h.dir, "state"),
 		"VMRUN_CACHE_DIR="+filepath.Join(filepath.Dir(binary), "cache"),
+		"VMRUN_FIREWALL="+h.firewall,
 	)
 	cmd.WaitDelay = 5 * time.Second // then whoever still holds its output is a fault
 	return cmd
@@ -149,6 +168,14 @@ func (h *host) gone(t *testing.T, before state) {
 	}
 }
 
+// collectGarbage calls gc, which has to succeed.
+func (h *host) collectGarbage(t *testing.T) {
+	t.Helper()
+	if code, out := h.vmrun(t, "gc"); code != 0 {
+		t.Errorf("gc ends with %d: %s", code, out)
+	}
+}
+
 // logs are what vmrun's daemons wrote down on the host.
 func (h *host) logs() string {
 	files, err := filepath.Glob(filepath.Join(h.dir, "run/nets/*/keeper.log"))
@@ -164,8 +191,9 @@ func (h *host) logs() string {
 }
 
 // kill sends a signal to the processes of the sandbox whose command holds one of
-// the words, to all of them at once, and fails the test if a word finds none.
-func kill(t *testing.T, signal unix.Signal, words ...string) {
+// the words, to all of them at once, and fails the test if a word finds none. It
+// returns those processes.
+func kill(t *testing.T, signal unix.Signal, words ...string) []hoststate.Process {
 	t.Helper()
 	running, err := hoststate.Running()
 	if err != nil {
@@ -189,23 +217,53 @@ func kill(t *testing.T, signal unix.Signal, words ...string) {
 			t.Errorf("kill %d (%s): %v", p.PID, p.Command, err)
 		}
 	}
+	return victims
+}
+
+// awaitEnd waits until processes have ended, children or not.
+func awaitEnd(t *testing.T, processes ...hoststate.Process) {
+	t.Helper()
+	for _, p := range processes {
+		fd, err := unix.PidfdOpen(p.PID, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			t.Fatalf("open process %d: %v", p.PID, err)
+		}
+		limit := int(restoreLimit.Milliseconds()) * slowness()
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, limit)
+		for errors.Is(err, unix.EINTR) {
+			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, limit)
+		}
+		unix.Close(fd)
+		if n == 0 || err != nil {
+			t.Errorf("%d (%s) does not end: %v", p.PID, p.Command, err)
+		}
+	}
 }
 
 // killStrangers kills every process that came since, those included that come
-// meanwhile.
-func (h *host) killStrangers(t *testing.T, before state) {
+// meanwhile, but for those whose command holds one of the words. They are stopped
+// before, so that none sees another one's death.
+func (h *host) killStrangers(t *testing.T, before state, spared ...string) {
 	t.Helper()
 	for {
 		strangers, err := hoststate.Others(before.processes)
 		if err != nil {
 			t.Fatal(err)
 		}
+		strangers = slices.DeleteFunc(strangers, func(p hoststate.Process) bool {
+			return slices.ContainsFunc(spared, func(word string) bool { return strings.Contains(p.Command, word) })
+		})
 		if len(strangers) == 0 {
 			return
 		}
-		for _, p := range strangers {
-			if err := unix.Kill(p.PID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				t.Fatalf("kill %d (%s): %v", p.PID, p.Command, err)
+		for _, signal := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
+			for _, p := range strangers {
+				if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+					t.Fatalf("kill %d (%s): %v", p.PID, p.Command, err)
+				}
 			}
 		}
 	}

@@ -7,8 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vmrun/vmrun/integration/internal/feature"
-	"github.com/vmrun/vmrun/integration/internal/sandbox"
 	"github.com/vmrun/vmrun/integration/internal/world"
 )
 
@@ -48,9 +46,7 @@ func (m *machine) asks(t *testing.T, address string, want bool) {
 // The guest reaches the host and its neighbour, and nothing beyond the host,
 // however the host forwards, and while the network's keeper is dead too.
 func TestHostOnly(t *testing.T) {
-	sandbox.Run(t, func(t *testing.T) {
-		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
-		h := newHost(t)
+	onEachFirewall(t, func(t *testing.T, h *host) {
 		_, outsider := newOutside(t, h, "10.71.0.0/24")
 		for _, file := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/forwarding"} {
 			if err := os.WriteFile(file, []byte("1"), 0); err != nil {
@@ -76,6 +72,9 @@ func TestHostOnly(t *testing.T) {
 			client.asks(t, world.Gateway, false)
 			if err := reaches(t, h.Namespace, world.Gateway); err != nil {
 				t.Errorf("the host does not reach the outside: %v", err)
+			}
+			if err := reaches(t, outsider, world.Host+":8000"); err != nil {
+				t.Errorf("a machine outside does not reach the host: %v", err)
 			}
 			if err := reaches(t, outsider, lease[1]); err == nil {
 				t.Error("a machine outside reaches the guest")

@@ -74,13 +74,19 @@ func (h *host) launch(t *testing.T, m *machine) {
 // match.
 func (m *machine) expect(t *testing.T, pattern string) []string {
 	t.Helper()
-	return m.console.expect(t, pattern)
+	return m.console.expect(t, pattern, patience)
+}
+
+// awaits is expect for what may take a limit of its own.
+func (m *machine) awaits(t *testing.T, pattern string, limit time.Duration) []string {
+	t.Helper()
+	return m.console.expect(t, pattern, limit)
 }
 
 // tells is expect for what vmrun itself tells.
 func (m *machine) tells(t *testing.T, pattern string) []string {
 	t.Helper()
-	return m.messages.expect(t, pattern)
+	return m.messages.expect(t, pattern, patience)
 }
 
 // say types a line on the guest's console.
@@ -164,9 +170,9 @@ func (x *transcript) wake() {
 	x.grown = make(chan struct{})
 }
 
-func (x *transcript) expect(t *testing.T, pattern string) []string {
+func (x *transcript) expect(t *testing.T, pattern string, limit time.Duration) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience*time.Duration(slowness()))
+	ctx, cancel := context.WithTimeout(t.Context(), limit*time.Duration(slowness()))
 	defer cancel()
 	match, err := x.next(ctx, regexp.MustCompile(pattern))
 	if err != nil {

@@ -48,9 +48,7 @@ func reaches(t *testing.T, ns *sandbox.Namespace, address string) error {
 }
 
 func TestNAT(t *testing.T) {
-	sandbox.Run(t, func(t *testing.T) {
-		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
-		h := newHost(t)
+	onEachFirewall(t, func(t *testing.T, h *host) {
 		_, neighbour := newOutside(t, h, "10.70.0.0/24")
 		before := h.state(t)
 

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"path/filepath"
 	"testing"
 
 	"github.com/vmrun/vmrun/integration/internal/feature"
@@ -23,7 +24,7 @@ var ownGuests = []ownGuest{
 		if err != nil {
 			t.Fatal(err)
 		}
-		return fmt.Sprintf("[boot]\nkernel = %q\ninitrd = %q\ncmdline = %q\n", kernel.Image, guest.Initrd(t, dir), "quiet "+words)
+		return fmt.Sprintf("[boot]\nkernel = %q\ninitrd = %q\ncmdline = %q\n", kernel.Image, guest.Initrd(t, dir), "quiet no_timer_check "+words)
 	}},
 	{"disk", append([]string{"syslinux", "mkfs.fat", "mtools"}, bootFeatures...), func(t *testing.T, dir, words string) string {
 		return fmt.Sprintf("[[disks]]\npath = %q\n", guest.Disk(t, dir, words))
@@ -58,7 +59,8 @@ func TestOwnGuest(t *testing.T) {
 						lan.Plug(t, h.Namespace, "eth2")
 					}
 					before := h.state(t)
-					dir := t.TempDir()
+					// QEMU would take what follows a comma for another option.
+					dir := mkdir(t, filepath.Join(t.TempDir(), "images, readonly=on"))
 					text := "[[nics]]\nnetwork = \"lan\"\n[networks.lan]\n" + mode.network + "\n" +
 						own.boot(t, dir, "fetch=http://192.0.2.1/")
 					vm := h.run(t, writeProfile(t, dir, "own", text))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,10 +21,28 @@ import (
 	"github.com/vmrun/vmrun/netsetup"
 )
 
+// The examples that run on any kernel, and the one that takes 802.1Q.
+var plainExamples, taggedExample = []string{"bridge", "host-only", "nat", "user"}, "vlan"
+
+// No example is left out below.
+func TestExamplesAreKnown(t *testing.T) {
+	files, err := filepath.Glob("../examples/*.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, file := range files {
+		names = append(names, strings.TrimSuffix(filepath.Base(file), ".toml"))
+	}
+	if diff := cmp.Diff(append(slices.Clone(plainExamples), taggedExample), names); diff != "" {
+		t.Errorf("examples, as tested (-) and as there are (+):\n%s", diff)
+	}
+}
+
 // Each example of the repository runs, and what run does is what plan has said,
 // step for step.
 func TestExamplesDoAsPlanned(t *testing.T) {
-	for _, name := range []string{"nat", "host-only", "user", "bridge"} {
+	for _, name := range plainExamples {
 		t.Run(name, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {
 				feature.Needs(t, append(bootFeatures, "tun", "iptables", "dnsmasq")...)
@@ -36,7 +55,7 @@ func TestExamplesDoAsPlanned(t *testing.T) {
 func TestVLANExampleDoesAsPlanned(t *testing.T) {
 	sandbox.Run8021Q(t, func(t *testing.T) {
 		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
-		testExample(t, "vlan")
+		testExample(t, taggedExample)
 	})
 }
 

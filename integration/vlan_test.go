@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -49,25 +48,33 @@ func fromGuest(f world.Frame) bool {
 
 // Tenants span hosts and don't meet: two guests of one tenant, on two hosts,
 // reach each other, a guest of another tenant with an address of the same
-// range reaches neither, and every frame on the trunk has its tenant's tag.
+// range reaches neither and is not reached, not on the same host either, and
+// every frame on the trunk has its tenant's tag.
 func TestVLAN(t *testing.T) {
 	sandbox.Run8021Q(t, func(t *testing.T) {
 		feature.Needs(t, append(bootFeatures, "tun", "iptables")...)
 		a, b := newTrunk(t)
 		trunk := world.NewTap(t, a.Namespace, "eth1")
 		before, beforeB := a.state(t), b.state(t)
-		start := func(h *host, name, network, script string) *machine {
-			return h.run(t, writeProfile(t, t.TempDir(), name, network+micro(t, script)))
+		start := func(h *host, name, tenant string, vid int, ip string) *machine {
+			return h.run(t, writeProfile(t, t.TempDir(), name, tenantNetwork(tenant, vid, ip)+micro(t, `
+				mkdir -p /tmp/www; echo served >/tmp/www/index.html
+				busybox httpd -p 80 -h /tmp/www; echo serving`+reachScript)))
 		}
-		serving := start(a, "one", tenantNetwork("acme", 10, "10.72.0.11"), serveScript)
-		asking := start(b, "two", tenantNetwork("acme", 10, "10.72.0.12"), reachScript)
-		stranger := start(b, "three", tenantNetwork("other", 20, "10.72.0.13"), reachScript)
-		serving.expect(t, `eth0 \S+ 10\.72\.0\.11/24`)
-		serving.expect(t, `serving\n`)
-		asking.expect(t, `eth0 \S+ 10\.72\.0\.12/24`)
-		asking.asks(t, "10.72.0.11", true)
-		stranger.expect(t, `eth0 \S+ 10\.72\.0\.13/24`)
+		first := start(a, "one", "acme", 10, "10.72.0.11")
+		second := start(b, "two", "acme", 10, "10.72.0.12")
+		stranger := start(b, "three", "other", 20, "10.72.0.13")
+		for vm, ip := range map[*machine]string{first: "11", second: "12", stranger: "13"} {
+			vm.expect(t, `eth0 \S+ 10\.72\.0\.`+ip+`/24`)
+			vm.expect(t, `serving\n`)
+		}
+		first.asks(t, "10.72.0.12", true)
+		second.asks(t, "10.72.0.11", true)
+		stranger.asks(t, "10.72.0.13", true) // its own: it serves, and asks
 		stranger.asks(t, "10.72.0.11", false)
+		stranger.asks(t, "10.72.0.12", false)
+		first.asks(t, "10.72.0.13", false)
+		second.asks(t, "10.72.0.13", false)
 
 		seen := map[int]bool{}
 		for _, frame := range trunk.Frames(t) {
@@ -78,7 +85,7 @@ func TestVLAN(t *testing.T) {
 		if !seen[10] || !seen[20] || len(seen) != 2 {
 			t.Errorf("tags of guests' frames on the trunk: %v; want 10 and 20 and nothing else", seen)
 		}
-		for _, vm := range []*machine{serving, asking, stranger} {
+		for _, vm := range []*machine{first, second, stranger} {
 			vm.say(t, "")
 			vm.ends(t, 0)
 		}
@@ -118,21 +125,23 @@ func TestVLANSameProfile(t *testing.T) {
 	})
 }
 
-// Own kernels, and disks, work on a vlan too.
+// Own kernels, and disks, work on a vlan too: the other host has a plain
+// sub-interface on the tenant's tag, and serves there.
 func TestVLANOwnGuest(t *testing.T) {
 	for _, own := range ownGuests {
 		t.Run(own.name, func(t *testing.T) {
 			sandbox.Run8021Q(t, func(t *testing.T) {
 				feature.Needs(t, append([]string{"tun", "iptables"}, own.features...)...)
-				a, _ := newTrunk(t)
-				trunk := world.NewTap(t, a.Namespace, "eth1")
+				a, b := newTrunk(t)
+				addVLAN(t, b, "acme", 10)
+				world.SetUp(t, b.Namespace, "acme", "10.72.0.99/24")
+				world.ServeHTTP(t, b.Namespace, "10.72.0.99:80")
 				before := a.state(t)
 				dir := t.TempDir()
 				text := tenantNetwork("acme", 10, "10.72.0.11") + own.boot(t, dir, "fetch=http://10.72.0.99/")
 				vm := a.run(t, writeProfile(t, dir, "own", text))
 				vm.expect(t, `own-guest: eth0 52:54:00:\S+ 10\.72\.0\.11/24`)
-				// It asks the other hosts for 10.72.0.99, in vain.
-				trunk.Wait(t, time.Minute, func(f world.Frame) bool { return f.VLAN == 10 && f.Type == 0x0806 })
+				vm.expect(t, `own-guest: fetched hello 10\.72\.0\.11\n`)
 				vm.expect(t, `own-guest: done`)
 				vm.ends(t, 0)
 				a.restored(t, before)
@@ -163,20 +172,26 @@ func TestVLANTaken(t *testing.T) {
 		first.ends(t, 143)
 		a.restored(t, before)
 
-		uplink, err := a.Links().LinkByName("eth1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		own := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "mine", ParentIndex: uplink.Attrs().Index}, VlanId: 10}
-		if err := a.Links().LinkAdd(own); err != nil {
-			t.Fatal(err)
-		}
+		addVLAN(t, a, "mine", 10)
 		before = a.state(t)
 		third := a.run(t, profile("acme"))
 		third.tells(t, `vmrun: .*mine`)
 		third.ends(t, 3)
 		a.restored(t, before)
 	})
+}
+
+// addVLAN gives a host a sub-interface of eth1 that is the administrator's.
+func addVLAN(t *testing.T, h *host, name string, vid int) {
+	t.Helper()
+	uplink, err := h.Links().LinkByName("eth1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: uplink.Attrs().Index}, VlanId: vid}
+	if err := h.Links().LinkAdd(link); err != nil {
+		t.Fatalf("add VLAN %d to eth1: %v", vid, err)
+	}
 }
 
 // Where the kernel has no 802.1Q, a vlan network says so.

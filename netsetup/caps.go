@@ -18,11 +18,14 @@ const keptCaps = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_B
 // exec grants to uid 0, and no_new_privs what a set-user-ID file does
 // (capabilities(7)). Both are a thread's own and inherited by its children, so
 // the work is done on a thread that ends here.
-func startRestricted(cmd *exec.Cmd) error {
+func startRestricted(cmd *exec.Cmd) error { return startWith(cmd, keptCaps) }
+
+// startWith is startRestricted with other capabilities.
+func startWith(cmd *exec.Cmd, caps uint64) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := restrictThread(); err != nil {
+		if err := restrictThread(caps); err != nil {
 			done <- err
 			return
 		}
@@ -31,9 +34,9 @@ func startRestricted(cmd *exec.Cmd) error {
 	return <-done
 }
 
-func restrictThread() error {
+func restrictThread(caps uint64) error {
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		if keptCaps&(1<<c) != 0 {
+		if caps&(1<<c) != 0 {
 			continue
 		}
 		// EINVAL: this kernel is older than the capability. EPERM: we have no

@@ -1,13 +1,19 @@
 package netsetup
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // claims is what the networks of one host agree on beside the kernel: a lock
@@ -15,7 +21,8 @@ import (
 // value before, share-locked by every keeper that needs it. A lock goes with
 // its process, so the last user is always known, whoever was killed.
 type claims struct {
-	dir string
+	dir  string
+	boot string // id of the running kernel: what another boot's files say of it is void
 
 	mu   sync.Mutex
 	held map[string]*os.File // by link
@@ -29,7 +36,16 @@ func newClaims(runtime string) (*claims, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make folder of host claims: %w", err)
 	}
-	return &claims{dir: dir, held: map[string]*os.File{}}, nil
+	return claimsIn(dir)
+}
+
+// claimsIn is newClaims for a folder, which need not be there to look.
+func claimsIn(dir string) (*claims, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id") // random(4)
+	if err != nil {
+		return nil, fmt.Errorf("read id of this boot: %w", err)
+	}
+	return &claims{dir: dir, boot: strings.TrimSpace(string(boot)), held: map[string]*os.File{}}, nil
 }
 
 // lock takes the host's lock, waiting for it.
@@ -50,6 +66,33 @@ func lockFile(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
+// lockWithin is lockFile with a limit. A lock that comes too late is given back.
+func lockWithin(ctx context.Context, path string, limit time.Duration) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	type result struct {
+		lock *os.File
+		err  error
+	}
+	taken := make(chan result)
+	go func() {
+		lock, err := lockFile(path, unix.LOCK_EX)
+		select {
+		case taken <- result{lock, err}:
+		case <-ctx.Done():
+			if err == nil {
+				lock.Close()
+			}
+		}
+	}()
+	select {
+	case r := <-taken:
+		return r.lock, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("lock %s: %w", path, context.Cause(ctx))
+	}
+}
+
 func flock(f *os.File, how int) error {
 	for {
 		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
@@ -63,23 +106,31 @@ type record struct {
 	index  int // of the interface, which may be a new one of the same name
 	value  string
 	router string // net.ipv4.ip_forward
+	boot   string
 }
+
+// routerSince tells whether somebody made the host a router since the record
+// was made. Whoever does (Docker) sets all links to 1 and means it.
+func (r record) routerSince(router string) bool { return r.router != "1" && router == "1" }
+
+const routerKey = "net/ipv4/ip_forward"
 
 func (c *claims) path(link string) string { return filepath.Join(c.dir, "forwarding-"+link) }
 
-func readRecord(f *os.File) (record, bool) {
-	text := make([]byte, 64)
+// read is the record in a link's file. It is not ok where there is none of this
+// boot: what another one found is no state to go back to.
+func (c *claims) read(f *os.File) (r record, ok bool) {
+	text := make([]byte, 128)
 	n, _ := f.ReadAt(text, 0)
-	var r record
-	_, err := fmt.Sscanf(string(text[:n]), "%d %s %s\n", &r.index, &r.value, &r.router)
-	return r, err == nil
+	_, err := fmt.Sscanf(string(text[:n]), "%d %s %s %s\n", &r.index, &r.value, &r.router, &r.boot)
+	return r, err == nil && r.boot == c.boot
 }
 
 func writeRecord(f *os.File, r record) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s %s\n", r.index, r.value, r.router), 0)
+	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s %s %s\n", r.index, r.value, r.router, r.boot), 0)
 	return err
 }
 
@@ -100,7 +151,7 @@ func (c *claims) forward(k kernel, link string) error {
 	if err != nil {
 		return err
 	}
-	if before, ok := readRecord(f); !ok || before.index != now.index {
+	if before, ok := c.read(f); !ok || before.index != now.index {
 		if err := writeRecord(f, now); err != nil {
 			return errors.Join(fmt.Errorf("note forwarding of %s: %w", link, err), f.Close())
 		}
@@ -151,9 +202,9 @@ func (c *claims) unforward(k kernel, link string) error {
 }
 
 func (c *claims) restore(k kernel, link string, f *os.File) error {
-	before, ok := readRecord(f)
+	before, ok := c.read(f)
 	if !ok {
-		return nil
+		return f.Truncate(0)
 	}
 	now, err := c.present(k, link)
 	if errors.Is(err, errGone) || err == nil && now.index != before.index {
@@ -162,10 +213,7 @@ func (c *claims) restore(k kernel, link string, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	// Whoever made the host a router meanwhile (Docker does) set all links to 1
-	// and means it.
-	madeRouter := before.router != "1" && now.router == "1"
-	if now.value == "1" && before.value != "1" && !madeRouter {
+	if now.value == "1" && before.value != "1" && !before.routerSince(now.router) {
 		if err := k.SetSysctl(forwardingKey(link), before.value); err != nil {
 			return err
 		}
@@ -173,22 +221,44 @@ func (c *claims) restore(k kernel, link string, f *os.File) error {
 	return f.Truncate(0)
 }
 
+// void forgets a link of a network namespace that is gone: the next one of its
+// number may have a link of that name.
+func (c *claims) void(link string) error {
+	f, err := lockFile(c.path(link), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Truncate(0)
+}
+
 // present reads a link's state.
 func (c *claims) present(k kernel, link string) (record, error) {
-	links, err := k.Links()
+	index, err := k.Index(link)
 	if err != nil {
 		return record{}, err
-	}
-	l, ok := Facts{Links: links}.link(link)
-	if !ok {
-		return record{}, fmt.Errorf("interface %s is %w", link, errGone)
 	}
 	value, err := k.Sysctl(forwardingKey(link))
 	if err != nil {
 		return record{}, err
 	}
-	router, err := k.Sysctl("net/ipv4/ip_forward")
-	return record{l.Index, value, router}, err
+	router, err := k.Sysctl(routerKey)
+	return record{index, value, router, c.boot}, err
+}
+
+// madeRouterSince tells whether somebody made the host a router since a link
+// was claimed.
+func (c *claims) madeRouterSince(link, router string) bool {
+	f, err := os.Open(c.path(link))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	before, ok := c.read(f)
+	return ok && before.routerSince(router)
 }
 
 // forwardsAlone tells whether a link forwards without any network of ours.
@@ -200,8 +270,8 @@ func (c *claims) forwardsAlone(k kernel, link string) (bool, error) {
 	f, err := os.Open(c.path(link))
 	if err == nil {
 		defer f.Close()
-		if before, ok := readRecord(f); ok && before.index == now.index {
-			return before.value == "1", nil
+		if before, ok := c.read(f); ok && before.index == now.index {
+			return before.value == "1" || before.routerSince(now.router), nil
 		}
 	}
 	return now.value == "1", nil
@@ -212,12 +282,13 @@ func readRoutes(k kernel) (f Facts, err error) {
 	if f.Links, err = k.Links(); err != nil {
 		return f, err
 	}
-	f.Routes, err = k.Routes()
+	f.Routes, err = k.Routes(f.Links)
 	return f, err
 }
 
-// readFacts looks at the host.
-func readFacts(k kernel, c *claims) (Facts, error) {
+// readFacts looks at the host. With a wish other than "" less is asked of the
+// firewall: what it takes to carry rules as wished.
+func readFacts(k kernel, c *claims, wish firewall.Wish) (Facts, error) {
 	f, err := readRoutes(k)
 	if err != nil {
 		return f, err
@@ -225,10 +296,7 @@ func readFacts(k kernel, c *claims) (Facts, error) {
 	if err := k.TUN(); err != nil {
 		return f, err
 	}
-	f.Backend, f.Docker, err = k.Backend()
-	if missing, ok := errors.AsType[*MissingError](err); ok {
-		f.NoBackend = missing.Reason // a bridge that is joined needs no rules
-	} else if err != nil {
+	if f.Firewall, err = k.Firewall(wish); err != nil {
 		return f, err
 	}
 	f.Forward = map[string]bool{}
@@ -243,9 +311,10 @@ func readFacts(k kernel, c *claims) (Facts, error) {
 }
 
 // ReadFacts looks at the host as NewPlan wants it, without changing anything.
-// The string is the instance that the plan's names derive from. A
+// The string is the instance that the plan's names derive from. Uplinks are looked
+// at as far as the specs use them. A
 // *MissingError says what the host lacks.
-func ReadFacts(h Host) (Facts, string, error) {
+func ReadFacts(h Host, specs ...Spec) (Facts, string, error) {
 	k, err := newHost(nil)
 	if err != nil {
 		return Facts{}, "", err
@@ -259,6 +328,17 @@ func ReadFacts(h Host) (Facts, string, error) {
 	if err != nil {
 		return Facts{}, "", err
 	}
-	f, err := readFacts(k, &claims{dir: dir})
+	c, err := claimsIn(dir)
+	if err != nil {
+		return Facts{}, "", err
+	}
+	f, err := readFacts(k, c, "")
+	f.Wish = firewall.Wish(h.Firewall)
+	f.Libvirt, f.NoLibvirt = readLibvirt(k)
+	for _, spec := range specs {
+		if err == nil {
+			err = f.lookAtUplink(k, c, spec, newNames(id, spec))
+		}
+	}
 	return f, id, err
 }

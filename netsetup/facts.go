@@ -4,17 +4,25 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
+	"github.com/vmrun/vmrun/netsetup/libvirt"
+	"github.com/vmrun/vmrun/netsetup/uplink"
 )
 
 // Facts is what a plan depends on: the host as it is before the network comes
 // up. It is plain data, so that a plan can be made for any host.
 type Facts struct {
-	Links     []Link
-	Routes    []Route
-	Docker    bool            // Docker's chain for the rules of others is in use
-	Backend   string          // the iptables command that works here; "": none
-	NoBackend string          // why there is none
-	Forward   map[string]bool // links whose IPv4 forwarding is on without us
+	Links    []Link
+	Routes   []Route
+	Firewall firewall.Facts
+	Wish     firewall.Wish   // for rules of networks that leave it open; "": auto
+	Forward  map[string]bool // links whose IPv4 forwarding is on without us
+
+	Libvirt   []libvirt.Network // active or not
+	NoLibvirt error             // why they are not known; libvirt.ErrAbsent where no daemon runs
+
+	Uplinks map[string]uplink.Facts // by name, those that are to become ports of a bridge
 }
 
 // Link is an interface of the host.
@@ -33,6 +41,10 @@ type Link struct {
 	Master   int // index of the bridge or bond that has it; 0: none
 	VLAN     int
 	Addrs    []netip.Prefix
+
+	Persistent bool // a TAP that outlives its files
+
+	In, Out Traffic // frames that entered the host by it, and that left
 }
 
 // Route is a route of any table.
@@ -64,7 +76,7 @@ func (f Facts) byIndex(index int) (Link, bool) {
 func (f Facts) egress() []string {
 	var names []string
 	for _, r := range f.Routes {
-		if l, ok := f.link(r.Link); ok && r.Dst.Addr().Is4() && !l.Loopback && !isOurs(l.Name) && !slices.Contains(names, l.Name) {
+		if l, ok := f.link(r.Link); ok && r.Dst.Addr().Is4() && !l.Loopback && (!isOurs(l.Name) || isUplinkBridge(l.Name)) && !slices.Contains(names, l.Name) {
 			names = append(names, l.Name)
 		}
 	}
@@ -79,6 +91,13 @@ func isDefault(p netip.Prefix) bool { return p.Bits() <= 1 }
 // holder says who has addresses in the range already; "" when nobody has.
 // Links of the group own do not count.
 func (f Facts) holder(subnet netip.Prefix, own uint32) string {
+	for _, n := range f.Libvirt {
+		for _, r := range n.Ranges {
+			if r.Overlaps(subnet) {
+				return fmt.Sprintf("libvirt's network %s has %s", n.Name, r)
+			}
+		}
+	}
 	for _, l := range f.Links {
 		if l.Group == own {
 			continue

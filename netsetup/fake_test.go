@@ -9,6 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
+	"github.com/vmrun/vmrun/netsetup/uplink"
 )
 
 // fake is a kernel in memory. It is strict: it errs on changing or removing
@@ -18,13 +22,23 @@ type fake struct {
 	links   map[string]*Link
 	routes  []Route
 	sysctls map[string]string
-	chains  map[string]chain
+	rules   map[string]bool // chains of iptables, tables of nftables, and elements of their sets
 	guards  map[string]guard
 	pins    map[string]MAC
-	docker  bool
-	noRules bool // no iptables command works
+	guarded map[int]uint64 // frames, by index of the link
+	refused firewall.Refused
+	filter  firewall.Facts
+	trusted map[string]bool // links, by firewalld
+	virt    fakeLibvirt
+	ip      map[string]*onLink
+	policy  map[string][]uplink.Rule // policy rules that name a bridge, by its name
+	silent  bool                     // no neighbour answers
+	uptime  time.Duration
 
-	mu      sync.Mutex // undos run at the same time
+	mu      sync.Mutex    // undos run at the same time
+	broken  []string      // methods that always fail
+	asked   chan []string // gets the names of links to be deleted, before proceed lets them go; nil: nobody waits
+	proceed chan struct{}
 	changes int
 	failAt  int
 	next    int // link index
@@ -33,16 +47,19 @@ type fake struct {
 var errInjected = errors.New("injected fault")
 
 func newFake() *fake {
-	f := &fake{links: map[string]*Link{}, sysctls: map[string]string{}, chains: map[string]chain{},
-		guards: map[string]guard{}, pins: map[string]MAC{}}
+	f := &fake{links: map[string]*Link{}, sysctls: map[string]string{}, rules: map[string]bool{}, trusted: map[string]bool{},
+		guards: map[string]guard{}, pins: map[string]MAC{}, ip: map[string]*onLink{}, policy: map[string][]uplink.Rule{}}
 	f.sysctls["net/ipv4/ip_forward"] = "0"
+	f.virt = newFakeLibvirt(f)
 	f.add(Link{Name: "lo", Kind: "device", Loopback: true, Up: true, MTU: 65536})
-	f.add(Link{Name: "eth1", Kind: "veth", Up: true, MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}})
+	f.add(Link{Name: "eth1", Kind: "veth", MAC: MAC{2, 0, 0, 0, 0, 1}, Up: true, MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}})
 	f.add(Link{Name: "eth2", Kind: "veth", Up: true, MTU: 1500})
 	f.routes = []Route{
 		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: "eth1", Table: 254},
 		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Link: "eth1", Table: 254},
 	}
+	f.ip["eth1"] = &onLink{}
+	f.ip["eth1"].State, f.ip["eth1"].rules = used()
 	return f
 }
 
@@ -50,7 +67,7 @@ func (f *fake) add(l Link) {
 	f.next++
 	l.Index = f.next
 	f.links[l.Name] = &l
-	for _, key := range []string{"net/ipv4/conf/%s/forwarding", "net/ipv6/conf/%s/disable_ipv6", "net/ipv4/conf/%s/arp_ignore"} {
+	for _, key := range []string{"net/ipv4/conf/%s/forwarding", "net/ipv6/conf/%s/disable_ipv6", "net/ipv4/conf/%s/arp_ignore", "net/ipv6/conf/%s/addr_gen_mode"} {
 		f.sysctls[fmt.Sprintf(key, l.Name)] = "0"
 	}
 }
@@ -59,6 +76,13 @@ func (f *fake) add(l Link) {
 func (f *fake) change() error {
 	f.changes++
 	if f.changes == f.failAt {
+		return errInjected
+	}
+	return nil
+}
+
+func (f *fake) breaks(method string) error {
+	if slices.Contains(f.broken, method) {
 		return errInjected
 	}
 	return nil
@@ -79,7 +103,15 @@ func (f *fake) Links() ([]Link, error) {
 	return out, nil
 }
 
-func (f *fake) Routes() ([]Route, error) { return f.routes, nil }
+func (f *fake) Index(link string) (int, error) {
+	l, err := f.find(link)
+	if err != nil {
+		return 0, err
+	}
+	return l.Index, nil
+}
+
+func (f *fake) Routes([]Link) ([]Route, error) { return f.routes, nil }
 
 func (f *fake) addLink(l Link) error {
 	if err := f.change(); err != nil {
@@ -113,6 +145,10 @@ func (f *fake) OpenTAP(t openTAP) ([]*os.File, error) {
 }
 
 func (f *fake) DelLinks(group uint32, names []string) error {
+	if f.asked != nil {
+		f.asked <- names
+		<-f.proceed
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
@@ -138,6 +174,7 @@ func (f *fake) remove(l *Link) {
 	delete(f.links, l.Name)
 	delete(f.guards, l.Name)
 	delete(f.pins, l.Name)
+	delete(f.ip, l.Name)
 	maps.DeleteFunc(f.sysctls, func(key, _ string) bool { return strings.Contains(key, "/"+l.Name+"/") })
 	for _, other := range f.links {
 		if other.Master == l.Index {
@@ -196,6 +233,10 @@ func (f *fake) Guard(g guard) error {
 	return err
 }
 
+func (f *fake) Guarded() (map[int]uint64, error) { return f.guarded, nil }
+
+func (f *fake) Refused(string, []firewall.Backend) (firewall.Refused, error) { return f.refused, nil }
+
 func (f *fake) PinMAC(link string, mac MAC) error {
 	if err := f.change(); err != nil {
 		return err
@@ -209,6 +250,8 @@ func (f *fake) PinMAC(link string, mac MAC) error {
 }
 
 func (f *fake) Sysctl(key string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	v, ok := f.sysctls[key]
 	if !ok {
 		return "", fmt.Errorf("sysctl %s is %w", key, errGone)
@@ -217,55 +260,20 @@ func (f *fake) Sysctl(key string) (string, error) {
 }
 
 func (f *fake) SetSysctl(key, value string) error {
-	if err := f.change(); err != nil {
+	if err := errors.Join(f.change(), f.breaks("SetSysctl")); err != nil {
 		return err
 	}
 	if _, err := f.Sysctl(key); err != nil {
 		return err
+	}
+	if key == routerKey && f.sysctls[key] != value {
+		f.route(value)
 	}
 	f.sysctls[key] = value
 	return nil
 }
 
 func (f *fake) TUN() error { return nil }
-
-func (f *fake) Backend() (string, bool, error) {
-	if f.noRules {
-		return "", false, nil
-	}
-	return "iptables", f.docker, nil
-}
-
-func (f *fake) AddRules(command string, chains []chain) error {
-	if err := f.change(); err != nil {
-		return err
-	}
-	for _, c := range chains {
-		if _, ok := f.chains[c.Table+"/"+c.Name]; ok {
-			return fmt.Errorf("chain %s exists", c.Name)
-		}
-		f.chains[c.Table+"/"+c.Name] = c
-	}
-	return nil
-}
-
-func (f *fake) DelRules(command string, chains []chain) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.change(); err != nil {
-		return err
-	}
-	found := false
-	for _, c := range chains {
-		_, ok := f.chains[c.Table+"/"+c.Name]
-		found = found || ok
-		delete(f.chains, c.Table+"/"+c.Name)
-	}
-	if !found {
-		return errGone
-	}
-	return nil
-}
 
 // state is all that a test compares, as text.
 func (f *fake) state() string {
@@ -277,9 +285,12 @@ func (f *fake) state() string {
 	for _, key := range slices.Sorted(maps.Keys(f.sysctls)) {
 		fmt.Fprintf(&b, "%s = %s\n", key, f.sysctls[key])
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.chains)) {
-		fmt.Fprintf(&b, "chain %s\n", name)
+	for _, key := range slices.Sorted(maps.Keys(f.rules)) {
+		fmt.Fprintf(&b, "rules %s\n", key)
 	}
+	fmt.Fprintf(&b, "trusted %v\n", f.trusted)
 	fmt.Fprintf(&b, "guards %v pins %v\n", f.guards, f.pins)
+	fmt.Fprintf(&b, "libvirt %+v\n", f.virt.networks)
+	b.WriteString(f.ipState())
 	return b.String()
 }

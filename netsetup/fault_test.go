@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,12 +20,13 @@ type rig struct {
 	j    *journal
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, b string) *rig {
 	t.Helper()
 	f := newFake()
+	f.filter = backends[b]
 	f.add(Link{Name: "br0", Kind: "bridge", Up: true, MTU: 9000})
 	r := &rig{t: t, dir: t.TempDir(), fake: f}
-	r.w = &effects{kernel: f, claims: &claims{dir: r.dir, held: map[string]*os.File{}}}
+	r.w = &effects{kernel: f, claims: &claims{boot: "boot", dir: r.dir, held: map[string]*os.File{}}}
 	r.open()
 	return r
 }
@@ -50,7 +52,11 @@ func (r *rig) die() {
 func (r *rig) up(spec Spec) error {
 	facts := testFacts()
 	facts.Links, _ = r.fake.Links()
+	facts.Firewall = r.fake.filter
 	n := newNames("test", spec)
+	if err := facts.lookAtUplink(r.fake, r.w.claims, spec, n); err != nil {
+		return err
+	}
 	resolved, steps, err := planNetwork(spec, n, facts)
 	if err != nil {
 		return err
@@ -61,9 +67,9 @@ func (r *rig) up(spec Spec) error {
 }
 
 func TestUpAndDown(t *testing.T) {
-	for name, spec := range specs() {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
+	for name, spec := range plannedSpecs() {
+		onEachBackend(t, name, func(t *testing.T, b string) {
+			r := newRig(t, b)
 			before := r.fake.state()
 			if err := r.up(spec); err != nil {
 				t.Fatal(err)
@@ -87,11 +93,11 @@ func TestUpAndDown(t *testing.T) {
 // TestEveryStepFails lets each change of the host fail in turn; whatever it
 // was, undoing what the journal holds gives the host back.
 func TestEveryStepFails(t *testing.T) {
-	for name, spec := range specs() {
-		t.Run(name, func(t *testing.T) {
+	for name, spec := range plannedSpecs() {
+		onEachBackend(t, name, func(t *testing.T, b string) {
 			cases := 0
 			for i := 1; ; i++ {
-				r := newRig(t)
+				r := newRig(t, b)
 				before := r.fake.state()
 				r.fake.failAt = i
 				err := r.up(spec)
@@ -120,63 +126,67 @@ func TestEveryStepFails(t *testing.T) {
 // TestEveryStepKilled stops at each change, as a SIGKILL right before or right
 // after it would, and lets another process undo from the file alone.
 func TestEveryStepKilled(t *testing.T) {
-	for name, spec := range specs() {
-		for i := 1; ; i++ {
-			r := newRig(t)
-			before := r.fake.state()
-			r.fake.failAt = i
-			err := r.up(spec)
-			r.j.file.Close()
-			r.fake.failAt = 0
-			r.die()
-			r.open()
-			if err := r.j.undo(r.w); err != nil {
-				t.Errorf("%s: killed at change %d: %v", name, i, err)
+	for name, spec := range plannedSpecs() {
+		onEachBackend(t, name, func(t *testing.T, b string) {
+			for i := 1; ; i++ {
+				r := newRig(t, b)
+				before := r.fake.state()
+				r.fake.failAt = i
+				err := r.up(spec)
+				r.j.file.Close()
+				r.fake.failAt = 0
+				r.die()
+				r.open()
+				if err := r.j.undo(r.w); err != nil {
+					t.Errorf("%s: killed at change %d: %v", name, i, err)
+				}
+				if diff := cmp.Diff(before, r.fake.state()); diff != "" {
+					t.Errorf("%s: killed at change %d, left:\n%s", name, i, diff)
+				}
+				if err == nil {
+					break
+				}
 			}
-			if diff := cmp.Diff(before, r.fake.state()); diff != "" {
-				t.Errorf("%s: killed at change %d, left:\n%s", name, i, diff)
-			}
-			if err == nil {
-				break
-			}
-		}
+		})
 	}
 }
 
 // TestEveryUndoFails lets each undo fail in turn: the others are done all the
 // same, the failure is told, and a second attempt finishes the job.
 func TestEveryUndoFails(t *testing.T) {
-	for name, spec := range specs() {
-		for i := 1; ; i++ {
-			r := newRig(t)
-			before := r.fake.state()
-			if err := r.up(spec); err != nil {
-				t.Fatal(err)
+	for name, spec := range plannedSpecs() {
+		onEachBackend(t, name, func(t *testing.T, b string) {
+			for i := 1; ; i++ {
+				r := newRig(t, b)
+				before := r.fake.state()
+				if err := r.up(spec); err != nil {
+					t.Fatal(err)
+				}
+				r.fake.changes, r.fake.failAt = 0, i
+				err := r.j.undo(r.w)
+				if err == nil {
+					break
+				}
+				if !errors.Is(err, errInjected) {
+					t.Fatal(err)
+				}
+				r.fake.failAt = 0
+				if err := r.j.undo(r.w); err != nil {
+					t.Errorf("%s: second undo after failure %d: %v", name, i, err)
+				}
+				if diff := cmp.Diff(before, r.fake.state()); diff != "" {
+					t.Errorf("%s: undo %d failed once, left:\n%s", name, i, diff)
+				}
 			}
-			r.fake.changes, r.fake.failAt = 0, i
-			err := r.j.undo(r.w)
-			if err == nil {
-				break
-			}
-			if !errors.Is(err, errInjected) {
-				t.Fatal(err)
-			}
-			r.fake.failAt = 0
-			if err := r.j.undo(r.w); err != nil {
-				t.Errorf("%s: second undo after failure %d: %v", name, i, err)
-			}
-			if diff := cmp.Diff(before, r.fake.state()); diff != "" {
-				t.Errorf("%s: undo %d failed once, left:\n%s", name, i, diff)
-			}
-		}
+		})
 	}
 }
 
 func TestForwardingIsGivenBackByTheLast(t *testing.T) {
 	f := newFake()
 	dir := t.TempDir()
-	a := &claims{dir: dir, held: map[string]*os.File{}}
-	b := &claims{dir: dir, held: map[string]*os.File{}}
+	a := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
+	b := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
 	for _, c := range []*claims{a, b} {
 		if err := c.forward(f, "eth1"); err != nil {
 			t.Fatal(err)
@@ -193,7 +203,7 @@ func TestForwardingIsGivenBackByTheLast(t *testing.T) {
 
 func TestForwardingOfAnAdministratorStays(t *testing.T) {
 	f := newFake()
-	c := &claims{dir: t.TempDir(), held: map[string]*os.File{}}
+	c := &claims{boot: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
 	f.sysctls[forwardingKey("eth1")] = "1"
 	if err := c.forward(f, "eth1"); err != nil {
 		t.Fatal(err)
@@ -210,7 +220,7 @@ func TestForwardingOfAnAdministratorStays(t *testing.T) {
 // every link; taking a link's part of it away would cut containers off.
 func TestForwardingOfANewRouterStays(t *testing.T) {
 	f := newFake()
-	c := &claims{dir: t.TempDir(), held: map[string]*os.File{}}
+	c := &claims{boot: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
 	if err := c.forward(f, "eth1"); err != nil {
 		t.Fatal(err)
 	}
@@ -228,14 +238,16 @@ func TestJournalSurvives(t *testing.T) {
 	tests := []struct {
 		name, text string
 		entries    int
-		fails      bool
+		refuses    string // who wrote it; "": it is read
 	}{
-		{"empty", "", 0, false},
-		{"torn", valid + `{"v":1,"seq":2,"und`, 1, false},
-		{"crossed out", valid + `{"v":1,"seq":2,"done":1}` + "\n", 0, false},
-		{"binary", "\x00\x01\x02\n" + valid, 1, false},
-		{"later version", `{"v":2,"seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, true},
-		{"unknown operation", `{"v":1,"seq":1,"undo":{"op":"rm-rf","arg":{}}}` + "\n", 0, true},
+		{"empty", "", 0, ""},
+		{"torn", valid + `{"v":1,"seq":2,"und`, 1, ""},
+		{"crossed out", valid + `{"v":1,"seq":2,"done":1}` + "\n", 0, ""},
+		{"binary", "\x00\x01\x02\n" + valid, 1, ""},
+		{"foreign", `{"hello": "world"}` + "\n" + valid, 1, ""},
+		{"later version", `{"v":2,"by":"vmrun v9.9","seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "vmrun v9.9"},
+		{"unknown operation", `{"v":1,"by":"vmrun v9.9","seq":1,"undo":{"op":"rm-rf","arg":{}}}` + "\n", 0, "vmrun v9.9"},
+		{"unknown writer", `{"v":2,"seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "another version of vmrun"},
 	}
 	for _, tt := range tests {
 		dir := t.TempDir()
@@ -243,8 +255,8 @@ func TestJournalSurvives(t *testing.T) {
 			t.Fatal(err)
 		}
 		j, err := openJournal(dir, slog.New(slog.DiscardHandler))
-		if (err != nil) != tt.fails {
-			t.Errorf("%s: error %v", tt.name, err)
+		if (err != nil) != (tt.refuses != "") || err != nil && !strings.Contains(err.Error(), "written by "+tt.refuses) {
+			t.Errorf("%s: error %v, want one that names %q", tt.name, err, tt.refuses)
 			continue
 		}
 		if err == nil && len(j.entries) != tt.entries {
@@ -255,7 +267,7 @@ func TestJournalSurvives(t *testing.T) {
 
 // TestTornLineDoesNotSwallowTheNext: what is written after a crash is read.
 func TestTornLineDoesNotSwallowTheNext(t *testing.T) {
-	r := newRig(t)
+	r := newRig(t, "iptables")
 	if _, err := r.j.file.WriteString(`{"v":1,"seq":9,"un`); err != nil {
 		t.Fatal(err)
 	}
@@ -268,5 +280,25 @@ func TestTornLineDoesNotSwallowTheNext(t *testing.T) {
 	r.open()
 	if len(r.j.entries) != 1 {
 		t.Errorf("%d entries, want 1", len(r.j.entries))
+	}
+}
+
+// TestJournalSaysWhoWroteIt: a later vmrun that can't read it names its writer.
+func TestJournalSaysWhoWroteIt(t *testing.T) {
+	r := newRig(t, "nftables")
+	r.j.by = "vmrun v1.2.3"
+	if err := r.j.record(delLinks{1, []string{"vmrx"}}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(r.j.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := strings.Replace(string(text), `{"v":1,`, `{"v":2,`, 1)
+	if err := os.WriteFile(r.j.path, []byte(later), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openJournal(r.dir, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "written by vmrun v1.2.3") {
+		t.Errorf("error %v does not name the writer", err)
 	}
 }

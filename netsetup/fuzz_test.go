@@ -7,10 +7,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // socketPair is the two ends of a keeper's connection.
@@ -41,6 +44,9 @@ func FuzzRequest(f *testing.F) {
 		{Protocol: 1, Attach: &attachRequest{ID: "a", Net: specs()["bridge-join"], Port: testPort()}},
 		{Protocol: 2, Attach: &attachRequest{ID: "a", Net: specs()["bridge-join"], Port: testPort()}},
 		{Protocol: 1, Detach: true},
+		{Protocol: 1, Hold: &holdRequest{ID: "a", Net: specs()["bridge-join"], Group: &Group{7, "lab"}}},
+		{Protocol: 1, Inspect: true},
+		{Protocol: 1, Down: true},
 		{Protocol: 1, Attach: &attachRequest{Net: Spec{Mode: "moon"}}},
 	} {
 		text, err := json.Marshal(r)
@@ -61,7 +67,7 @@ func FuzzRequest(f *testing.F) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			k.member(context.Background(), there)
+			k.member(context.Background(), there, newPeer(there))
 		}()
 		if _, err := here.Write(text); err != nil {
 			t.Fatal(err)
@@ -83,14 +89,16 @@ func fakeKeeper(t *testing.T) (*keeper, *fake) {
 	t.Helper()
 	world := newFake()
 	world.add(Link{Name: "br0", Kind: "bridge", Up: true, MTU: 9000})
-	world.noRules = true
+	world.filter = firewall.Facts{NoNFTables: "none", NoCommand: "none"}
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	j, err := openJournal(dir, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &keeper{host: Host{Runtime: dir, State: filepath.Join(dir, "state")}, dir: dir, log: log, journal: j,
-		w:    &effects{kernel: world, claims: &claims{dir: dir, held: map[string]*os.File{}}},
-		stop: func() {}, ports: map[string]*holding{}}, world
+	k := &keeper{host: Host{Runtime: dir, State: filepath.Join(dir, "state")}, dir: dir, log: log, journal: j,
+		w:    &effects{kernel: world, claims: &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}},
+		stop: func() {}, ports: map[string]*holding{}}
+	k.leaving.wake = sync.NewCond(&k.mu)
+	return k, world
 }

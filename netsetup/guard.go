@@ -57,21 +57,36 @@ func dropTagged() []bpf.Instruction {
 // its half about tags where frames leave for the guest: on a bridge over a trunk
 // it would see every tenant's.
 func (h *host) Guard(g guard) error {
-	l, err := h.byName(g.Link)
+	index, err := h.Index(g.Link)
 	if err != nil {
 		return err
 	}
-	index := l.Attrs().Index
 	qdisc := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := h.nl.QdiscAdd(qdisc); err != nil {
 		return guardError("add clsact", err)
 	}
-	if err := addFilter(index, netlink.HANDLE_MIN_INGRESS, guardProgram(g)); err != nil || g.Trunk {
+	if err := h.addFilter(index, netlink.HANDLE_MIN_INGRESS, guardProgram(g)); err != nil || g.Trunk {
 		return guardError("add filter", err)
 	}
 	outward := append(dropTagged(), bpf.RetConstant{Val: actOK})
-	return guardError("add filter", addFilter(index, netlink.HANDLE_MIN_EGRESS, outward))
+	return guardError("add filter", h.addFilter(index, netlink.HANDLE_MIN_EGRESS, outward))
+}
+
+// Guarded reads what the kernel counts for the queues in which guards are: one
+// for both directions.
+func (h *host) Guarded() (map[int]uint64, error) {
+	all, err := retried(func() ([]netlink.Qdisc, error) { return h.nl.QdiscList(nil) })
+	if err != nil {
+		return nil, fmt.Errorf("list queueing disciplines: %w", err)
+	}
+	dropped := map[int]uint64{}
+	for _, q := range all {
+		if a := q.Attrs(); q.Type() == "clsact" && a.Statistics != nil && a.Statistics.Queue != nil {
+			dropped[a.LinkIndex] = uint64(a.Statistics.Queue.Drops)
+		}
+	}
+	return dropped, nil
 }
 
 // guardError says what a kernel without traffic control lacks.
@@ -87,12 +102,12 @@ func guardError(what string, err error) error {
 
 // addFilter adds a direct-action filter with a classic program: the netlink
 // library only knows extended ones, which need more than CAP_NET_ADMIN.
-func addFilter(index int, parent uint32, program []bpf.Instruction) error {
+func (h *host) addFilter(index int, parent uint32, program []bpf.Instruction) error {
 	raw, err := bpf.Assemble(program)
 	if err != nil {
 		return fmt.Errorf("assemble guard: %w", err)
 	}
-	req := nl.NewNetlinkRequest(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req := h.request(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	req.AddData(&nl.TcMsg{
 		Family:  nl.FAMILY_ALL,
 		Ifindex: int32(index),

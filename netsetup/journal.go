@@ -22,10 +22,12 @@ import (
 // death of any process; after a reboot there is nothing to undo.
 //
 // A journal belongs to whoever holds the network's lock, and is not for use by
-// several goroutines.
+// several goroutines. What it lists is of one network namespace.
 type journal struct {
 	path    string
 	file    *os.File
+	in      place
+	by      string // who writes, for whoever can't read it later
 	next    int
 	entries []entry // not undone yet, oldest first
 	log     *slog.Logger
@@ -34,6 +36,8 @@ type journal struct {
 // entry is one line: an undo, or the crossing out of an earlier one.
 type entry struct {
 	Version int         `json:"v"`
+	By      string      `json:"by,omitempty"` // the version of vmrun that wrote it
+	In      *place      `json:"in,omitempty"` // where the undo has to be done; nil: written before that was noted
 	Seq     int         `json:"seq"`
 	Undo    *undoEntry  `json:"undo,omitempty"`
 	Port    *portRecord `json:"port,omitempty"` // the port that the undo belongs to
@@ -50,12 +54,16 @@ type portRecord struct {
 	Since time.Time  `json:"since"`
 }
 
-// openJournal reads what is left to undo and opens the file for more. Lines
-// that were torn by a crash are skipped: their step was never done.
+// openJournal reads what is left to undo and opens the file for more. A journal of
+// another network namespace is not opened, and an *ElsewhereError says so: whoever
+// looked here for what it lists would find nothing, and take it for undone.
 func openJournal(dir string, log *slog.Logger) (*journal, error) {
-	j := &journal{path: filepath.Join(dir, "journal"), next: 1, log: log}
-	if err := j.read(); err != nil {
+	j, err := readJournal(dir, log)
+	if err != nil {
 		return nil, err
+	}
+	if where := j.elsewhere(); where != nil {
+		return nil, &ElsewhereError{Namespace: where.Net, Journal: j.path}
 	}
 	f, err := os.OpenFile(j.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
@@ -67,6 +75,18 @@ func openJournal(dir string, log *slog.Logger) (*journal, error) {
 		return nil, errors.Join(fmt.Errorf("write journal: %w", err), f.Close())
 	}
 	return j, nil
+}
+
+// readJournal reads what is left to undo. Lines that were torn by a crash are
+// skipped: their step was never done. So are those that are no entries of any
+// version.
+func readJournal(dir string, log *slog.Logger) (*journal, error) {
+	in, err := here()
+	if err != nil {
+		return nil, err
+	}
+	j := &journal{path: filepath.Join(dir, "journal"), in: in, next: 1, log: log}
+	return j, j.read()
 }
 
 func (j *journal) read() error {
@@ -84,8 +104,8 @@ func (j *journal) read() error {
 			continue
 		}
 		var e entry
-		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			j.log.Warn("skipped a torn line", "journal", j.path)
+		if json.Unmarshal(lines.Bytes(), &e) != nil || e.Version == 0 {
+			j.log.Warn("skipped a line that is torn or foreign", "journal", j.path)
 			continue
 		}
 		if err := j.replay(e); err != nil {
@@ -97,7 +117,8 @@ func (j *journal) read() error {
 
 func (j *journal) replay(e entry) error {
 	if e.Version != journalVersion {
-		return fmt.Errorf("written by another version of vmrun (its format %d, ours %d); end its VMs with that version", e.Version, journalVersion)
+		return fmt.Errorf("written by %s (its format %d, ours %d); end its VMs, and undo what is left, with that version",
+			e.writer(), e.Version, journalVersion)
 	}
 	j.next = max(j.next, e.Seq+1)
 	if e.Done != 0 {
@@ -108,10 +129,29 @@ func (j *journal) replay(e entry) error {
 		return errors.New("an entry without operation")
 	}
 	if _, err := e.Undo.decode(); err != nil {
-		return err
+		return fmt.Errorf("written by %s: %w", e.writer(), err)
 	}
 	j.entries = append(j.entries, e)
 	return nil
+}
+
+// elsewhere is where the journal is of, if that is another network namespace than
+// this one; nil also where nothing says so.
+func (j *journal) elsewhere() *place {
+	for _, e := range j.entries {
+		if e.In != nil && e.In.Net != j.in.Net {
+			return e.In
+		}
+	}
+	return nil
+}
+
+// writer names who wrote an entry.
+func (e entry) writer() string {
+	if e.By == "" {
+		return "another version of vmrun"
+	}
+	return e.By
 }
 
 // record notes an undo, before its step is done.
@@ -126,7 +166,7 @@ func (j *journal) recordPort(u undoOp, port *portRecord) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	e := entry{Version: journalVersion, Seq: j.next, Undo: &enc, Port: port}
+	e := entry{Version: journalVersion, By: j.by, In: &j.in, Seq: j.next, Undo: &enc, Port: port}
 	if err := j.write(e); err != nil {
 		return 0, err
 	}
@@ -150,7 +190,7 @@ func (j *journal) write(e entry) error {
 // cross notes that an entry has been undone.
 func (j *journal) cross(seq int) error {
 	j.entries = slices.DeleteFunc(j.entries, func(x entry) bool { return x.Seq == seq })
-	return j.write(entry{Version: journalVersion, Seq: j.next, Done: seq})
+	return j.write(entry{Version: journalVersion, By: j.by, Seq: j.next, Done: seq})
 }
 
 func (j *journal) logStep(s step) { j.log.Info("step", "do", s.do.String()) }
@@ -172,7 +212,7 @@ func (j *journal) undo(w *effects) error {
 				slow = append(slow, byGroup[u.Group])
 			}
 			byGroup[u.Group].add(e.Seq, u.Names)
-		case delRules:
+		case delRules, delTables:
 			slow = append(slow, &undoing{op: u, seqs: []int{e.Seq}})
 		case nil:
 			errs = append(errs, err)
@@ -181,6 +221,15 @@ func (j *journal) undo(w *effects) error {
 		}
 	}
 	return errors.Join(append(errs, j.undoTogether(w, slow))...)
+}
+
+// undoLast is undo for a network that nobody is left of, and closes the journal.
+func (j *journal) undoLast(w *effects) error {
+	err := j.undo(w)
+	if len(j.entries) == 0 {
+		err = errors.Join(err, settleFolder(filepath.Dir(j.path)))
+	}
+	return errors.Join(err, j.close())
 }
 
 // undoing is an undo for one or several entries.
@@ -200,7 +249,11 @@ func (u *undoing) add(seq int, names []string) {
 func (j *journal) undoTogether(w *effects, all []*undoing) error {
 	var running sync.WaitGroup
 	for _, u := range all {
-		running.Go(func() { u.err = u.op.do(w) })
+		running.Go(func() {
+			faultPoint(rightBefore, u.op)
+			u.err = u.op.do(w)
+			faultPoint(rightAfter, u.op)
+		})
 	}
 	running.Wait()
 	var errs []error
@@ -218,9 +271,11 @@ func (j *journal) undoTogether(w *effects, all []*undoing) error {
 }
 
 func (j *journal) undoOne(w *effects, seq int, u undoOp) error {
+	faultPoint(rightBefore, u)
 	if err := u.do(w); err != nil {
 		return fmt.Errorf("%s: %w", u, err)
 	}
+	faultPoint(rightAfter, u)
 	j.log.Info("undone", "undo", u.String())
 	return j.cross(seq)
 }
@@ -260,11 +315,12 @@ func (j *journal) ports() []entry {
 	return ports
 }
 
-// close ends the journal; it is removed when nothing is left to undo.
+// close ends the journal; it is removed when nothing is left to undo, unless
+// somebody has done so.
 func (j *journal) close() error {
 	err := j.file.Close()
 	if len(j.entries) == 0 {
-		err = errors.Join(err, os.Remove(j.path))
+		err = errors.Join(err, removeIfThere(j.path))
 	}
 	return err
 }

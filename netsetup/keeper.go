@@ -10,10 +10,13 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/internal/fanout"
 )
 
 // keeper owns one network: its bridge, rules and services, for as long as the
@@ -25,16 +28,32 @@ type keeper struct {
 	names names
 	w     *effects
 
+	connections atomic.Int32 // open ones
+
 	stop func() // ends serve, once everything is undone
 
+	followers fanout.Fanout[Event]
+
+	visitors visitors  // users without root
+	watching sync.Once // their TAPs
+
 	mu       sync.Mutex // guards what follows
+	busy     int        // requests that are being answered
 	journal  *journal
 	phase    phase
 	network  Resolved
+	since    time.Time           // when it came up
 	ports    map[string]*holding // by the member's id
+	held     *hold               // nil: nobody holds the network up
+	adopted  *Group              // of a dead keeper's holder, until that is back
+	leaving  removals
 	services *services
 	result   detachResult // of the teardown
+	guardian *guardian    // nil: no uplink was taken over
 }
+
+// acceptPause is how long a keeper waits when it can't accept a connection.
+const acceptPause = 100 * time.Millisecond
 
 type phase int
 
@@ -49,6 +68,7 @@ const (
 type holding struct {
 	portRecord
 	seq  int // of its journal entry
+	pid  int32
 	conn *net.UnixConn
 }
 
@@ -104,8 +124,11 @@ func newKeeper(h Host, dir string, real kernel) (*keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &keeper{host: h, dir: dir, log: h.log(), journal: j, w: &effects{kernel: real, claims: claims},
-		ports: map[string]*holding{}}, nil
+	j.by = h.Version
+	k := &keeper{host: h, dir: dir, log: h.log(), journal: j, w: &effects{kernel: real, claims: claims},
+		followers: fanout.Fanout[Event]{Missed: missedEvents}, ports: map[string]*holding{}}
+	k.leaving.wake = sync.NewCond(&k.mu)
+	return k, nil
 }
 
 // logSignals ignores what would end other programs: a network ends with its
@@ -140,10 +163,29 @@ func (k *keeper) serve(ctx context.Context, listener *net.UnixListener) error {
 	var members sync.WaitGroup
 	for {
 		conn, err := listener.AcceptUnix()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			break
 		}
-		members.Go(func() { k.member(ctx, conn) })
+		if err != nil {
+			k.log.Warn("accept a member", "cause", err)
+			select { // out of descriptors, say: members that leave give some back
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		who := newPeer(conn)
+		if !who.trusted() && !k.visitors.enter(who.uid) {
+			conn.Close()
+			continue
+		}
+		k.connections.Add(1)
+		members.Go(func() {
+			k.member(ctx, conn, who)
+			if !who.trusted() {
+				k.visitors.leave(who.uid)
+			}
+		})
 	}
 	members.Wait()
 	k.mu.Lock()
@@ -160,32 +202,62 @@ func (k *keeper) stopListening(listener *net.UnixListener) {
 	listener.Close()
 }
 
+// enter begins to answer somebody, under the mutex; exit ends it. A keeper whose
+// network is gone stops when all are answered.
+func (k *keeper) enter() {
+	k.mu.Lock()
+	k.busy++
+}
+
+func (k *keeper) exit() {
+	k.busy--
+	if k.phase == closing && k.busy == 0 {
+		k.stop()
+	}
+	k.mu.Unlock()
+}
+
 // endIfUnused ends a keeper whose first member never asked for anything.
 func (k *keeper) endIfUnused() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.enter()
+	defer k.exit()
 	if k.phase == fresh {
-		k.endWithoutMembers()
+		k.endIfIdle()
 	}
 }
 
-// member serves one connection: a request for a port, then its end.
-func (k *keeper) member(ctx context.Context, conn *net.UnixConn) {
+// member serves one connection: a request, and where that makes it a member's
+// or a holder's, its end.
+func (k *keeper) member(ctx context.Context, conn *net.UnixConn, who peer) {
+	defer k.connections.Add(-1)
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
 	var r request
+	conn.SetReadDeadline(time.Now().Add(requestTimeout))
 	files, err := receive(conn, &r)
 	closeAll(files)
 	if err != nil {
-		k.endIfUnused()
+		if k.connections.Load() == 1 { // else somebody is there who wants something
+			k.endIfUnused()
+		}
 		return
 	}
-	id := k.answer(conn, r)
-	if id == "" {
+	conn.SetReadDeadline(time.Time{})
+	if r.Follow {
+		stop() // who follows hears the end too
+		k.serveFollower(ctx, conn, who, r)
 		return
 	}
-	polite := k.awaitDetach(conn)
-	k.leave(id, conn, polite)
+	switch answer := k.answer(conn, who, r); {
+	case answer.Attached != nil:
+		k.leave(r.Attach.ID, conn, k.awaitDetach(conn))
+	case answer.Held != nil && !answer.Held.Already:
+		if r.Hold.Group != nil {
+			k.watchGuests(ctx)
+		}
+		k.awaitHoldersEnd(conn)
+	}
 }
 
 // awaitDetach waits for the end of a membership: said, or by the connection's
@@ -204,50 +276,76 @@ func (k *keeper) awaitDetach(conn *net.UnixConn) (polite bool) {
 	}
 }
 
-// answer serves a member's first request and returns the id of its port, or ""
-// where it got none.
-func (k *keeper) answer(conn *net.UnixConn, r request) string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	answer, files := k.decide(conn, r)
-	answer.Protocol = protocolVersion
-	err := send(conn, answer, files)
-	err = errors.Join(err, closeAll(files))
-	if answer.Attached == nil {
-		k.endWithoutMembers()
-		return ""
+// awaitHoldersEnd waits until the holder is gone, which may stay for a while
+// after it has asked for its end.
+func (k *keeper) awaitHoldersEnd(conn *net.UnixConn) {
+	for k.awaitDetach(conn) {
+		k.endHold(conn, true)
 	}
-	if err != nil {
-		k.log.Warn("lost a member while it attached", "vm", r.Attach.Port.VM, "cause", err)
-	}
-	return r.Attach.ID
+	k.endHold(conn, false)
 }
 
-func (k *keeper) decide(conn *net.UnixConn, r request) (reply, []*os.File) {
-	switch {
-	case r.Protocol != protocolVersion:
-		return reply{Refused: &refusal{Text: fmt.Sprintf("the network's keeper is of another version of vmrun (its protocol %d, yours %d)",
-			protocolVersion, r.Protocol)}}, nil
-	case r.Attach == nil:
-		return reply{Refused: &refusal{Text: "the first request has to attach"}}, nil
-	case !trusted(peerUID(conn)):
-		return reply{Refused: &refusal{Text: "the network belongs to another user"}}, nil
+// answer serves the first request of a connection and returns what it said.
+func (k *keeper) answer(conn *net.UnixConn, who peer, r request) reply {
+	defer k.visitors.turn(who.uid)()
+	if r.Inspect {
+		return k.sendReport(conn, who, r)
+	}
+	if r.Ping {
+		send(conn, reply{Protocol: protocolVersion}, nil) // or who asked is gone
+		return reply{}
+	}
+	k.enter()
+	defer k.exit()
+	if r.Attach != nil && k.phase == up {
+		k.awaitRemovals(k.names.tap(r.Attach.Port))
+	}
+	answer, files := k.decide(conn, who, r)
+	answer.Protocol = protocolVersion
+	conn.SetWriteDeadline(time.Now().Add(answerTimeout))
+	err := send(conn, answer, files)
+	err = errors.Join(err, closeAll(files))
+	if err != nil {
+		k.log.Warn("lost somebody before the answer", "uid", who.uid, "cause", err)
+	}
+	if who.trusted() { // others can't end what they can't begin
+		k.endIfIdle()
+	}
+	if k.phase == up {
+		k.services.follow(k)
+	}
+	return answer
+}
+
+func (k *keeper) decide(conn *net.UnixConn, who peer, r request) (reply, []*os.File) {
+	if why := k.refuses(who, r); why != "" {
+		return reply{Refused: &refusal{Text: why}}, nil
+	}
+	switch far := k.elsewhere(who, r); {
+	case r.Down:
+		return k.down(), nil
 	case k.phase == closing:
 		return reply{Closing: true}, nil
+	case far != nil:
+		return reply{Refused: newRefusal(far)}, nil
+	case r.Hold != nil:
+		return k.takeHold(conn, who, *r.Hold), nil
+	case r.Attach.Resume:
+		return k.resumePort(conn, who, *r.Attach), nil
 	}
-	if r.Attach.Resume {
-		return k.resumePort(conn, *r.Attach), nil
-	}
-	info, files, err := k.attach(conn, *r.Attach)
+	info, files, err := k.attach(conn, who, *r.Attach)
 	if err != nil {
-		k.log.Warn("refused a member", "vm", r.Attach.Port.VM, "cause", err)
+		k.log.Warn("refused a member", "vm", r.Attach.Port.VM, "uid", who.uid, "cause", err)
 		return reply{Refused: newRefusal(err)}, nil
 	}
 	return reply{Attached: info}, files
 }
 
 // attach gives a member its port, bringing the network up for the first one.
-func (k *keeper) attach(conn *net.UnixConn, r attachRequest) (*attachment, []*os.File, error) {
+func (k *keeper) attach(conn *net.UnixConn, who peer, r attachRequest) (*attachment, []*os.File, error) {
+	if err := r.check(); err != nil {
+		return nil, nil, err
+	}
 	if k.phase == fresh {
 		if err := k.bringUp(r.Net); err != nil {
 			return nil, nil, err
@@ -257,15 +355,21 @@ func (k *keeper) attach(conn *net.UnixConn, r attachRequest) (*attachment, []*os
 		return nil, nil, conflict("network", "%s is running with another definition: %s", r.Net.Name, d)
 	}
 	if h := k.ports[r.ID]; h != nil {
+		if h.UID != who.uid {
+			return nil, nil, errors.New("the port is another user's")
+		}
 		k.forget(h)
+		if k.phase != up {
+			return nil, nil, errors.New("the network has just gone down")
+		}
 	}
-	return k.newPort(conn, r)
+	return k.newPort(conn, who, r)
 }
 
 // leave ends a membership. The last one ends the network.
 func (k *keeper) leave(id string, conn *net.UnixConn, polite bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.enter()
+	defer k.exit()
 	h := k.ports[id]
 	if h == nil || h.conn != conn {
 		return // another connection of the same member has taken over
@@ -273,35 +377,25 @@ func (k *keeper) leave(id string, conn *net.UnixConn, polite bool) {
 	k.log.Info("member leaves", "vm", h.Spec.VM, "link", h.Link, "polite", polite)
 	result := k.removePort(h)
 	if polite {
-		send(conn, reply{Protocol: protocolVersion, Detached: &result}, nil)
-	}
-	if result.Last {
-		k.stop()
+		k.tell(conn, reply{Detached: &result})
 	}
 }
 
-// removePort takes a port away; with the last one goes the network.
+// removePort takes a port away; with the last one goes the network, unless it
+// is held.
 func (k *keeper) removePort(h *holding) detachResult {
 	delete(k.ports, h.ID)
-	if len(k.ports) == 0 {
-		return k.teardown()
-	}
-	k.services.release(h.Spec.MAC)
+	k.tellPort(Left, h)
 	var result detachResult
-	if err := k.journal.undoEntry(k.w, h.seq); err != nil {
-		k.log.Error("undo", "cause", err)
-		result.Errors = err.Error()
+	if !k.idle() || len(k.leaving.running) > 0 {
+		k.services.release(h.Spec.MAC)
+		if err := k.remove(h); err != nil {
+			result.Errors = err.Error()
+		}
+	}
+	k.endIfIdle() // the port's TAP goes with the network, if it is still there
+	if k.phase == closing {
+		return k.result
 	}
 	return result
-}
-
-// endWithoutMembers ends a keeper that nobody has a port of.
-func (k *keeper) endWithoutMembers() {
-	if len(k.ports) > 0 {
-		return
-	}
-	if k.phase != closing {
-		k.teardown()
-	}
-	k.stop()
 }

@@ -2,44 +2,56 @@ package netsetup
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/vmrun/vmrun/netsetup/libvirt"
 )
 
 // newPort opens a TAP for a member and puts it on the bridge.
-func (k *keeper) newPort(conn *net.UnixConn, r attachRequest) (*attachment, []*os.File, error) {
+func (k *keeper) newPort(conn *net.UnixConn, who peer, r attachRequest) (*attachment, []*os.File, error) {
 	if err := k.checkPort(r.Port); err != nil {
 		return nil, nil, err
+	}
+	if !who.trusted() {
+		if err := k.checkGuest(r.Port, who.uid); err != nil {
+			return nil, nil, err
+		}
 	}
 	ip, err := k.services.reserve(r.Port)
 	if err != nil {
 		return nil, nil, conflict("ip", "%v", err)
 	}
-	h := &holding{conn: conn, portRecord: portRecord{ID: r.ID, UID: peerUID(conn), Spec: r.Port,
+	h := &holding{conn: conn, pid: who.pid, portRecord: portRecord{ID: r.ID, UID: who.uid, Spec: r.Port,
 		Link: k.names.tap(r.Port), IP: ip, Since: time.Now().UTC()}}
+	known := k.leaseOf(h)
 	files, err := k.openPort(h)
 	if err != nil {
 		k.services.release(r.Port.MAC)
 		return nil, nil, err
 	}
 	k.ports[r.ID] = h
+	k.services.followLease(k, h, known)
+	k.tellPort(Joined, h)
 	k.log.Info("member joins", "vm", r.Port.VM, "link", h.Link, "mac", r.Port.MAC.String(), "ip", ip.String(), "members", len(k.ports))
 	return k.describe(h), files, nil
 }
 
 func (k *keeper) checkPort(p PortSpec) error {
+	if p.MAC == k.names.bridgeMAC() {
+		return conflict("mac", "%s is the network's own", p.MAC)
+	}
 	for _, h := range k.ports {
 		switch {
 		case h.Spec.VM == p.VM && h.Spec.NIC == p.NIC:
 			return conflict("name", "a VM %s is on the network already (NIC %d)", p.VM, p.NIC)
+		case h.Link == k.names.tap(p):
+			return conflict("name", "VM %s would have the same interface as VM %s (%s)", p.VM, h.Spec.VM, h.Link)
 		case h.Spec.MAC == p.MAC:
 			return conflict("mac", "%s is on the network already, as NIC %d of VM %s", p.MAC, h.Spec.NIC, h.Spec.VM)
 		case p.IP.IsValid() && h.IP == p.IP:
@@ -70,39 +82,21 @@ func (k *keeper) describe(h *holding) *attachment {
 		Gateway: k.network.Gateway, MTU: k.network.MTU, Members: len(k.ports)}
 }
 
-// peerUID is the user at the other end, as the kernel knows it.
-func peerUID(conn *net.UnixConn) uint32 {
-	uid := ^uint32(0)
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return uid
-	}
-	raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			uid = cred.Uid
-		}
-	})
-	return uid
-}
-
-// trusted tells who may join: root, and who runs the keeper.
-func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
-
 // resumePort gives a port back to the member that says its id, if that is the same
 // user and the TAP is still there. Else the port is taken away, and with the
 // last one the network.
-func (k *keeper) resumePort(conn *net.UnixConn, r attachRequest) reply {
+func (k *keeper) resumePort(conn *net.UnixConn, who peer, r attachRequest) reply {
 	h := k.ports[r.ID]
 	switch {
 	case h == nil:
-		return reply{Detached: &detachResult{Last: len(k.ports) == 0}}
-	case h.UID != peerUID(conn):
+		return reply{Detached: &detachResult{Last: k.idle()}}
+	case h.UID != who.uid:
 		return reply{Refused: &refusal{Text: "the port is another user's"}}
 	case !k.linkExists(h.Link):
 		result := k.removePort(h)
 		return reply{Detached: &result}
 	}
-	h.conn = conn
+	h.conn, h.pid = conn, who.pid
 	k.log.Info("member is back", "vm", h.Spec.VM, "link", h.Link)
 	info := k.describe(h)
 	return reply{Attached: info}
@@ -112,15 +106,18 @@ func (k *keeper) resumePort(conn *net.UnixConn, r attachRequest) reply {
 // the way.
 func (k *keeper) forget(h *holding) {
 	delete(k.ports, h.ID)
+	k.tellPort(Left, h)
 	k.services.release(h.Spec.MAC)
-	if err := k.journal.undoEntry(k.w, h.seq); err != nil {
-		k.log.Error("undo", "cause", err)
-	}
+	k.remove(h)
 }
 
+// linkExists tells whether a port's TAP is there, which says that its VM is, or who
+// supervises that; one that was made to outlive both says nothing.
 func (k *keeper) linkExists(name string) bool {
 	links, err := k.w.kernel.Links()
-	return err != nil || slices.ContainsFunc(links, func(l Link) bool { return l.Name == name && l.Group == k.names.group })
+	return err != nil || slices.ContainsFunc(links, func(l Link) bool {
+		return l.Name == name && l.Group == k.names.group && !l.Persistent
+	})
 }
 
 // adopt takes over from a keeper that died. A port whose TAP is gone has no VM
@@ -145,40 +142,62 @@ func (k *keeper) adopt(ctx context.Context) error {
 	}
 	if len(k.ports) == 0 {
 		k.log.Info("nobody is left of the last run, starting afresh")
+		k.adopted = nil
 		return k.journal.undo(k.w)
 	}
 	if err := k.resume(ctx); err != nil {
 		return err
 	}
 	k.phase = up
+	if k.adopted != nil {
+		k.watchGuests(ctx)
+	}
+	k.awaitHolder(ctx)
 	k.log.Info("adopted", "network", k.network.Name, "ports", len(k.ports))
 	return nil
 }
 
 func (k *keeper) load() error {
-	text, err := os.ReadFile(filepath.Join(k.dir, "spec.json"))
+	saved, err := loadSpec(filepath.Join(k.dir, specName))
 	if err != nil {
-		return fmt.Errorf("read network: %w", err)
-	}
-	var saved savedSpec
-	if err := json.Unmarshal(text, &saved); err != nil {
-		return fmt.Errorf("decode network: %w", err)
-	}
-	if saved.Version != journalVersion {
-		return fmt.Errorf("decode network: version %d", saved.Version)
+		return err
 	}
 	id, err := instance(k.host.Runtime)
 	if err != nil {
 		return err
 	}
-	k.network = saved.Network
+	k.network, k.since, k.adopted = saved.Network, saved.Since, saved.Group
 	k.names = newNames(id, saved.Network.Spec)
 	return nil
+}
+
+// awaitHolder closes an adopted network to its group again unless the holder
+// that opened it comes back.
+func (k *keeper) awaitHolder(ctx context.Context) {
+	if k.adopted == nil {
+		return
+	}
+	late := time.AfterFunc(firstMemberTimeout, func() {
+		k.enter()
+		defer k.exit()
+		if k.adopted != nil && k.phase == up {
+			k.log.Warn("the holder did not come back: root's alone from now on")
+			k.adopted = nil
+			k.saveOpened()
+		}
+	})
+	context.AfterFunc(ctx, func() { late.Stop() })
 }
 
 // resume starts the services again and claims again what the dead keeper's
 // locks have let go.
 func (k *keeper) resume(ctx context.Context) error {
+	if err := k.adoptRules(); err != nil {
+		return err
+	}
+	if err := k.armAgain(); err != nil {
+		k.log.Error("nobody stands behind this keeper", "cause", err)
+	}
 	services, err := openServices(k, k.network)
 	if err != nil {
 		return err
@@ -199,8 +218,15 @@ func (k *keeper) resume(ctx context.Context) error {
 			k.log.Warn("claim forwarding", "link", link, "cause", err)
 		}
 	}
+	if err := k.w.claims.rejoinLibvirt(k.network.LibvirtUUID); err != nil {
+		k.log.Warn("claim libvirt network", "cause", err)
+	}
 	if err := services.start(k); err != nil {
 		return err
+	}
+	services.follow(k)
+	for _, h := range k.ports {
+		services.followLease(k, h, libvirt.Lease{})
 	}
 	k.watchOrphans(ctx)
 	return nil
@@ -208,18 +234,15 @@ func (k *keeper) resume(ctx context.Context) error {
 
 // dropOrphans takes away ports whose TAP went while no member had them.
 func (k *keeper) dropOrphans() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.enter()
+	defer k.exit()
 	if k.phase != up {
 		return
 	}
-	for _, h := range k.ports {
-		if h.conn == nil && !k.linkExists(h.Link) {
+	for _, h := range slices.Collect(maps.Values(k.ports)) {
+		if h.conn == nil && k.phase == up && !k.linkExists(h.Link) {
 			k.log.Info("port ended while nobody had it", "vm", h.Spec.VM, "link", h.Link)
-			if k.removePort(h).Last {
-				k.stop()
-				return
-			}
+			k.removePort(h)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,6 +20,18 @@ func testHost(t *testing.T) Host {
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 }
 
+// withEach runs a test on the kernel with each backend that carries rules.
+func withEach(t *testing.T, f func(t *testing.T, h Host)) {
+	t.Helper()
+	for _, b := range []string{"nftables", "iptables"} {
+		t.Run(b, func(t *testing.T) {
+			h := testHost(t)
+			h.Firewall = b
+			f(t, h)
+		})
+	}
+}
+
 // hostState is the host as its own tools show it.
 func hostState(t *testing.T) string {
 	t.Helper()
@@ -26,6 +39,7 @@ func hostState(t *testing.T) string {
 	for _, c := range []string{
 		"ip -br link | awk '{print $1, $3}'; ip -br -4 addr | awk '{print $1, $3}'; ip -4 route show table all; ip rule",
 		"iptables -t filter -S; iptables -t nat -S",
+		"nft list tables | grep -vx -e 'table ip filter' -e 'table ip nat' -e 'table inet firewalld' | while read -r t; do nft -s list $t; done",
 		"cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/ip_forward",
 	} {
 		out, err := exec.Command("sh", "-c", c).CombinedOutput()
@@ -55,35 +69,47 @@ func uplinks(t *testing.T) {
 	ip(t, "link", "set", "br0", "up")
 }
 
+// gateway puts the far end of eth1 into a namespace that answers for it.
+func gateway(t *testing.T) {
+	t.Helper()
+	ip(t, "netns", "add", "lan")
+	ip(t, "link", "set", "fareth1", "netns", "lan")
+	for _, args := range []string{"link set lo up", "link set fareth1 up", "addr add 192.0.2.1/24 dev fareth1"} {
+		ip(t, append([]string{"-n", "lan"}, strings.Fields(args)...)...)
+	}
+}
+
 // TestUpAndDownOnKernel is TestUpAndDown with a real kernel and keeper.
 func TestUpAndDownOnKernel(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
 	uplinks(t)
-	h := testHost(t)
-	for name, spec := range specs() {
-		if spec.Mode == VLAN {
-			continue // package integration has a kernel for it
+	gateway(t)
+	withEach(t, func(t *testing.T, h Host) {
+		for name, spec := range specs() {
+			if spec.Mode == VLAN {
+				continue // package integration has a kernel for it
+			}
+			hostState(t) // iptables makes its tables on first use
+			before := hostState(t)
+			p, err := Attach(context.Background(), h, spec, testPort())
+			if err != nil {
+				t.Errorf("%s: %v\n%s", name, err, keeperLogs(h))
+				continue
+			}
+			if during := hostState(t); during == before {
+				t.Errorf("%s: attaching changed nothing", name)
+			}
+			t.Logf("%s: %s on %s, address %s, MTU %d", name, p.Link(), p.Bridge(), p.IP(), p.MTU())
+			if err := p.Close(); err != nil {
+				t.Errorf("%s: close: %v", name, err)
+			}
+			if diff := cmp.Diff(before, hostState(t)); diff != "" {
+				t.Errorf("%s: left behind:\n%s", name, diff)
+			}
 		}
-		hostState(t) // iptables makes its tables on first use
-		before := hostState(t)
-		p, err := Attach(context.Background(), h, spec, testPort())
-		if err != nil {
-			t.Errorf("%s: %v\n%s", name, err, keeperLogs(h))
-			continue
-		}
-		if during := hostState(t); during == before {
-			t.Errorf("%s: attaching changed nothing", name)
-		}
-		t.Logf("%s: %s on %s, address %s, MTU %d", name, p.Link(), p.Bridge(), p.IP(), p.MTU())
-		if err := p.Close(); err != nil {
-			t.Errorf("%s: close: %v", name, err)
-		}
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("%s: left behind:\n%s", name, diff)
-		}
-	}
+	})
 }
 
 func keeperLogs(h Host) string {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -15,9 +17,9 @@ import (
 // kernel keeps 15 bytes of an interface's name, hence the hashes.
 const (
 	bridgePrefix = "vmr"
+	uplinkPrefix = "vmu" // of a bridge that has taken a used uplink over, and is a way out to other networks
 	vlanPrefix   = "vmv"
 	tapPrefix    = "vmt"
-	chainPrefix  = "VMR-"
 )
 
 var hashText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
@@ -27,7 +29,6 @@ type names struct {
 	id     string // of the network, 10 characters
 	bridge string
 	vlan   string
-	chain  string // prefix of the chains
 	group  uint32 // link group of all links of the network
 	title  string // for people: the altname of the bridge
 }
@@ -35,22 +36,25 @@ type names struct {
 // instance tells installations of vmrun on one machine apart: by their runtime
 // folder and network namespace.
 func instance(runtime string) (string, error) {
-	var st syscall.Stat_t
-	if err := syscall.Stat("/proc/self/ns/net", &st); err != nil {
-		return "", fmt.Errorf("stat network namespace: %w", err)
+	now, err := here()
+	if err != nil {
+		return "", err
 	}
-	return fmt.Sprintf("%s\x00%d", filepath.Clean(runtime), st.Ino), nil
+	return fmt.Sprintf("%s\x00%d", filepath.Clean(runtime), now.Net), nil
 }
 
 // newNames derives the names of a network in an instance.
 func newNames(instance string, spec Spec) names {
 	sum := sha256.Sum256([]byte(instance + "\x00" + spec.key()))
 	id := hashText.EncodeToString(sum[:])[:10]
+	prefix := bridgePrefix
+	if spec.Takeover {
+		prefix = uplinkPrefix
+	}
 	return names{
 		id:     id,
-		bridge: bridgePrefix + id,
+		bridge: prefix + id,
 		vlan:   vlanPrefix + id,
-		chain:  chainPrefix + id,
 		group:  binary.BigEndian.Uint32(sum[16:]) | 1<<31,
 		title:  "vmrun-" + spec.Name + "-" + id,
 	}
@@ -59,8 +63,11 @@ func newNames(instance string, spec Spec) names {
 // tap is the name of a port's TAP: the same port has the same name each time.
 func (n names) tap(port PortSpec) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", n.id, port.VM, port.NIC))
-	return tapPrefix + n.id[:5] + hashText.EncodeToString(sum[:])[:7]
+	return n.tapPrefix() + hashText.EncodeToString(sum[:])[:7]
 }
+
+// tapPrefix begins the names of the network's TAPs.
+func (n names) tapPrefix() string { return tapPrefix + n.id[:5] }
 
 // tapTitle is the altname of a port's TAP.
 func (n names) tapTitle(port PortSpec) string {
@@ -90,6 +97,9 @@ func (s Spec) key() string {
 	return s.Dir + "\x00" + s.Name
 }
 
+// ID tells a network from others of its name; Inspect knows it by that.
+func (s Spec) ID() string { return s.folder() }
+
 // folder is the network's folder below nets.
 func (s Spec) folder() string {
 	if s.Shared {
@@ -100,23 +110,30 @@ func (s Spec) folder() string {
 }
 
 // ours is the form of the names above: nobody else's "vmroute0" is taken for it.
-var ours = regexp.MustCompile(`^(vm[rv][a-z2-7]{10}|vmt[a-z2-7]{12})$`)
+var ours = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(vm[ruv][a-z2-7]{10}|vmt[a-z2-7]{12})$`) })
 
 // isOurs tells a link that some vmrun made by its name.
-func isOurs(link string) bool { return ours.MatchString(link) }
+func isOurs(link string) bool { return ours().MatchString(link) }
+
+// isUplinkBridge tells a bridge that stands for an uplink of the host.
+func isUplinkBridge(link string) bool { return isOurs(link) && strings.HasPrefix(link, uplinkPrefix) }
 
 func netsFolder(runtime string) string { return filepath.Join(runtime, "nets") }
 
 // hostFolder holds what is one per host and network namespace, whatever the
 // instance: all of root's instances meet below /run.
 func hostFolder(runtime string) (string, error) {
-	var st syscall.Stat_t
-	if err := syscall.Stat("/proc/self/ns/net", &st); err != nil {
-		return "", fmt.Errorf("stat network namespace: %w", err)
+	now, err := here()
+	if err != nil {
+		return "", err
 	}
+	return now.hostFolder(runtime), nil
+}
+
+func (p place) hostFolder(runtime string) string {
 	base := runtime
 	if fi, err := os.Stat("/run"); err == nil && syscall.Access("/run", 2) == nil && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {
 		base = "/run/vmrun"
 	}
-	return filepath.Join(base, "host", fmt.Sprint(st.Ino)), nil
+	return filepath.Join(base, "host", fmt.Sprint(p.Net))
 }

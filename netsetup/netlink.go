@@ -10,27 +10,54 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vmrun/vmrun/netsetup/libvirt"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // host is the real kernel, of the network namespace that the process is in.
 type host struct {
-	nl   *netlink.Handle
-	lock *os.File // of the network, lent to each child: see iptables; nil: no child changes anything
+	nl       *netlink.Handle
+	raw      *nl.SocketHandle // for requests that the library does not know
+	firewall *firewall.Host
 }
 
+// newHost opens the kernel. The lock is the network's, lent to each child; nil:
+// no child changes anything.
 func newHost(lock *os.File) (*host, error) {
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	return &host{nl: nl, lock: lock}, nil
+	raw, err := nl.Subscribe(unix.NETLINK_ROUTE) // to nothing
+	if err != nil {
+		handle.Close()
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return &host{nl: handle, raw: &nl.SocketHandle{Socket: raw}, firewall: firewall.NewHost(lock)}, nil
 }
 
-func (h *host) close() { h.nl.Close() }
+func (h *host) close() {
+	h.nl.Close()
+	h.raw.Close()
+	h.firewall.Close()
+}
+
+// request is one that the kernel acknowledges at once, over the host's own
+// socket: what waits for a grace period would hold up the others.
+func (h *host) request(kind, flags int) *nl.NetlinkRequest {
+	r := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
+	r.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: h.raw}
+	return r
+}
+
+func (h *host) Libvirt() libvirtd { return libvirt.Daemon{Sockets: libvirt.DefaultSockets()} }
 
 // retried repeats a dump that another process's change interrupted.
 func retried[T any](dump func() (T, error)) (T, error) {
@@ -69,6 +96,12 @@ func newLink(l netlink.Link, addrs []netlink.Addr) Link {
 	if len(a.AltNames) > 0 {
 		out.Altname = a.AltNames[0]
 	}
+	if n := a.Statistics; n != nil {
+		out.In, out.Out = Traffic{n.RxBytes, n.RxPackets, n.RxDropped}, Traffic{n.TxBytes, n.TxPackets, n.TxDropped}
+	}
+	if t, ok := l.(*netlink.Tuntap); ok {
+		out.Persistent = !t.NonPersist
+	}
 	if v, ok := l.(*netlink.Vlan); ok {
 		out.VLAN = v.VlanId
 	}
@@ -94,21 +127,18 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 }
 
 // Routes lists unicast routes and blackholes of both families and all tables but
-// "local", whose entries follow from the addresses.
-func (h *host) Routes() ([]Route, error) {
+// "local", whose entries follow from the addresses. They lead through some of
+// the links.
+func (h *host) Routes(links []Link) ([]Route, error) {
 	routes, err := retried(func() ([]netlink.Route, error) {
 		return h.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
-	links, err := retried(h.nl.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
 	byIndex := map[int]string{}
 	for _, l := range links {
-		byIndex[l.Attrs().Index] = l.Attrs().Name
+		byIndex[l.Index] = l.Name
 	}
 	var out []Route
 	for _, r := range routes {
@@ -156,12 +186,12 @@ func (h *host) AddBridge(b addBridge) error {
 }
 
 func (h *host) AddVLAN(v addVLAN) error {
-	uplink, err := h.byName(v.Uplink)
+	uplink, err := h.Index(v.Uplink)
 	if err != nil {
 		return err
 	}
 	a := attrs(v.Name, MAC{}, v.MTU, v.Group)
-	a.ParentIndex = uplink.Attrs().Index
+	a.ParentIndex = uplink
 	err = h.addLink(&netlink.Vlan{LinkAttrs: a, VlanId: v.VLAN}, v.Title)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return &MissingError{Feature: "8021q", Reason: "this kernel knows no 802.1Q VLANs"}
@@ -191,45 +221,84 @@ func (h *host) addTitle(l netlink.Link, title string) error {
 	return nil
 }
 
-// byName finds a link by its name proper; LinkByName would take altnames too.
-func (h *host) byName(name string) (netlink.Link, error) {
-	l, err := h.nl.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && l.Attrs().Name != name {
-		return nil, fmt.Errorf("interface %s is %w", name, errGone)
+// Index asks as if_nametoindex(3) does, and once more by the index: a link
+// answers to its altnames, too.
+func (h *host) Index(name string) (int, error) {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, fmt.Errorf("find interface %q: %w", name, err)
 	}
-	return l, err
+	for _, question := range []uint{unix.SIOCGIFINDEX, unix.SIOCGIFNAME} {
+		err := unix.IoctlIfreq(h.raw.Socket.GetFd(), question, req)
+		if errors.Is(err, unix.ENODEV) || err == nil && req.Name() != name {
+			return 0, fmt.Errorf("interface %s is %w", name, errGone)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("find interface %s: %w", name, err)
+		}
+	}
+	return int(req.Uint32()), nil
 }
 
-// DelLinks asks the kernel once for the whole group where the group holds
-// nothing else, since each removal on its own waits for a grace period.
+// byName names a link to the library by its index.
+func (h *host) byName(name string) (netlink.Link, error) {
+	index, err := h.Index(name)
+	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}, err
+}
+
+// leavingGroup is the link group in which links of a network's group wait to be
+// removed together. Networks' groups have the highest bit, so it is nobody's.
+func leavingGroup(group uint32) uint32 { return group &^ (1 << 31) }
+
+// DelLinks asks the kernel once for all links, by group, since each request
+// waits for a grace period. What else is in the network's group stays.
 func (h *host) DelLinks(group uint32, doomed []string) error {
 	all, err := retried(h.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
+	leaving := leavingGroup(group)
 	var ours []netlink.Link
-	strangers := false
+	var moved bool // one is in the leaving group, by a keeper that died over it
+	others := map[uint32]bool{}
 	for _, l := range all {
-		switch a := l.Attrs(); {
-		case a.Group != group:
-		case slices.Contains(doomed, a.Name):
+		a := l.Attrs()
+		if (a.Group == group || a.Group == leaving) && slices.Contains(doomed, a.Name) {
 			ours = append(ours, l)
-		default:
-			strangers = true
+			moved = moved || a.Group == leaving
+		} else {
+			others[a.Group] = true
 		}
 	}
-	if len(ours) == 0 {
+	switch {
+	case len(ours) == 0:
 		return errGone
-	}
-	if len(ours) > 1 && !strangers {
+	case len(ours) > 1 && !others[group] && !moved:
 		return h.delGroup(group)
+	case len(ours) == 1 || others[leaving] || leaving == 0:
+		return delEach(ours)
 	}
-	var errs []error
 	for _, l := range ours {
-		if err := h.nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("delete %s: %w", l.Attrs().Name, err))
+		err := h.nl.LinkSetGroup(l, int(leaving))
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("set link group of %s: %w", l.Attrs().Name, err)
 		}
 	}
+	return h.delGroup(leaving)
+}
+
+// delEach removes links at the same time, each by a socket of its own.
+func delEach(links []netlink.Link) error {
+	errs := make([]error, len(links))
+	var all sync.WaitGroup
+	for i, l := range links {
+		all.Go(func() {
+			if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+				errs[i] = fmt.Errorf("delete %s: %w", l.Attrs().Name, err)
+			}
+		})
+	}
+	all.Wait()
 	return errors.Join(errs...)
 }
 
@@ -238,11 +307,11 @@ func (h *host) Enslave(link, bridge string) error {
 	if err != nil {
 		return err
 	}
-	b, err := h.byName(bridge)
+	index, err := h.Index(bridge)
 	if err != nil {
 		return err
 	}
-	return h.nl.LinkSetMasterByIndex(l, b.Attrs().Index)
+	return h.nl.LinkSetMasterByIndex(l, index)
 }
 
 func (h *host) SetUp(link string) error {

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // An op is one change of the host, as plain data. The plan lists ops, apply
@@ -46,9 +48,12 @@ func apply(w *effects, j *journal, steps []step) error {
 				return err
 			}
 		}
+		faultPoint(rightBefore, s.do)
 		if err := s.do.do(w); err != nil {
-			return fmt.Errorf("%s: %w", s.do, err)
+			what, _, _ := strings.Cut(s.do.String(), "\n") // rules have a line each
+			return fmt.Errorf("%s: %w", what, err)
 		}
+		faultPoint(rightAfter, s.do)
 		j.logStep(s)
 	}
 	return nil
@@ -187,24 +192,36 @@ func (o setSysctl) do(w *effects) error {
 	return err
 }
 
-// addRules adds chains with their rules, and the jumps to them.
-type addRules struct {
-	Backend string
-	Chains  []chain
-}
+// addRules adds rules of the firewall.
+type addRules struct{ firewall.Rules }
 
 func (o addRules) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "add firewall rules (%s)", o.Backend)
-	for _, c := range o.Chains {
-		for _, line := range c.lines() {
-			b.WriteString("\n    " + line)
-		}
-	}
-	return b.String()
+	lines := append([]string{fmt.Sprintf("add firewall rules (%s)", o.Backend)}, o.Lines()...)
+	return strings.Join(lines, "\n    ")
 }
 
-func (o addRules) do(w *effects) error { return w.kernel.AddRules(o.Backend, o.Chains) }
+func (o addRules) do(w *effects) error { return w.kernel.AddRules(o.Rules) }
+
+// undo is what removes the rules again.
+func (o addRules) undo() undoOp {
+	switch {
+	case o.Backend != firewall.NFTables:
+		return delRules{o.Backend, o.Jumped()}
+	case o.Transit != "":
+		return delTransit{o.ID, o.Transit}
+	}
+	return delTables{o.ID}
+}
+
+// trust has firewalld let a link's traffic pass. If it ends meanwhile, nothing is
+// in the way.
+type trust struct{ Link string }
+
+func (o trust) String() string {
+	return fmt.Sprintf("have firewalld trust %s, until it reloads", o.Link)
+}
+
+func (o trust) do(w *effects) error { return ignoreGone(w.kernel.Trust(o.Link)) }
 
 // forward switches IPv4 forwarding on for a link of the host that is not ours.
 type forward struct{ Link string }
@@ -234,10 +251,10 @@ func (o delLinks) String() string { return "delete " + strings.Join(o.Names, ", 
 
 func (o delLinks) do(w *effects) error { return ignoreGone(w.kernel.DelLinks(o.Group, o.Names)) }
 
-// delRules removes chains, their rules and the jumps to them.
+// delRules removes chains of iptables, their rules and the jumps to them.
 type delRules struct {
-	Backend string  `json:"backend"`
-	Chains  []chain `json:"chains"` // without rules
+	Backend firewall.Backend  `json:"backend"`
+	Chains  []firewall.Jumped `json:"chains"`
 }
 
 func (o delRules) kind() string { return "del-rules" }
@@ -250,7 +267,45 @@ func (o delRules) String() string {
 	return fmt.Sprintf("delete firewall rules (%s): %s", o.Backend, strings.Join(names, ", "))
 }
 
-func (o delRules) do(w *effects) error { return ignoreGone(w.kernel.DelRules(o.Backend, o.Chains)) }
+func (o delRules) do(w *effects) error { return ignoreGone(w.kernel.DelChains(o.Backend, o.Chains)) }
+
+// delTables removes a network's tables of nftables.
+type delTables struct {
+	Network string `json:"network"`
+}
+
+func (o delTables) kind() string { return "del-tables" }
+
+func (o delTables) String() string {
+	return fmt.Sprintf("delete firewall rules (nftables): table ip %s", firewall.Table(o.Network))
+}
+
+func (o delTables) do(w *effects) error { return ignoreGone(w.kernel.DelTables(o.Network)) }
+
+// delTransit takes a link from those that nftables keeps from transit.
+type delTransit struct {
+	Network string `json:"network"`
+	Link    string `json:"link"`
+}
+
+func (o delTransit) kind() string { return "del-transit" }
+
+func (o delTransit) String() string {
+	return fmt.Sprintf("delete firewall rules (nftables): %s of table ip %s", o.Link, firewall.Table(o.Network))
+}
+
+func (o delTransit) do(w *effects) error { return ignoreGone(w.kernel.DelTransit(o.Network, o.Link)) }
+
+// distrust takes a link from those that firewalld trusts.
+type distrust struct {
+	Link string `json:"link"`
+}
+
+func (o distrust) kind() string { return "distrust" }
+
+func (o distrust) String() string { return "have firewalld no longer trust " + o.Link }
+
+func (o distrust) do(w *effects) error { return ignoreGone(w.kernel.Distrust(o.Link)) }
 
 // unforward gives a link's forwarding back: the last network that needed it
 // restores what was before, if it is still as we left it.
@@ -290,8 +345,20 @@ func (e undoEntry) decode() (undoOp, error) {
 		return decodeUndo[delLinks](e)
 	case delRules{}.kind():
 		return decodeUndo[delRules](e)
+	case delTables{}.kind():
+		return decodeUndo[delTables](e)
+	case delTransit{}.kind():
+		return decodeUndo[delTransit](e)
+	case distrust{}.kind():
+		return decodeUndo[distrust](e)
 	case unforward{}.kind():
 		return decodeUndo[unforward](e)
+	case leaveLibvirt{}.kind():
+		return decodeUndo[leaveLibvirt](e)
+	case giveBack{}.kind():
+		return decodeUndo[giveBack](e)
+	case delPolicyRules{}.kind():
+		return decodeUndo[delPolicyRules](e)
 	}
 	return nil, fmt.Errorf("decode undo: unknown operation %q", e.Kind)
 }

@@ -20,6 +20,8 @@ type Plan struct {
 	Subnet  string     `json:"subnet,omitempty"`
 	Steps   []Step     `json:"steps"` // done once, by the first member
 	Ports   []PortPlan `json:"ports"`
+
+	Warnings []string `json:"warnings,omitempty"` // for people: who may stop what the network lets pass
 }
 
 // PortPlan is the part of a plan that each port brings.
@@ -40,6 +42,9 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 		return Plan{}, fmt.Errorf("plan network %s: %w", spec.Name, err)
 	}
 	p := Plan{Network: spec.Name, Bridge: r.Link, Steps: texts(steps)}
+	if r.Backend != "" {
+		p.Warnings = ruleWarnings(spec, r.Backend, facts)
+	}
 	if r.Subnet.IsValid() {
 		p.Subnet = r.Subnet.String()
 	}
@@ -69,14 +74,17 @@ func planNetwork(spec Spec, n names, f Facts) (Resolved, []step, error) {
 	if err != nil {
 		return r, nil, err
 	}
-	if spec.Bridge != "" {
+	switch {
+	case spec.Bridge != "":
 		return r, nil, nil // the bridge is the host's: nothing to do
+	case spec.Libvirt != "":
+		return r, libvirtSteps(r, n, f), nil
 	}
 	if r.DNS && r.Address.IsValid() {
 		r.DNSPort = preferredDNSPort(n.id)
 	}
-	if f.Backend == "" {
-		return r, nil, &MissingError{Feature: "iptables", Reason: f.NoBackend}
+	if r.Backend, err = chooseBackend(spec, f); err != nil {
+		return r, nil, err
 	}
 	for _, link := range []string{n.bridge, n.vlan} {
 		if l, ok := f.link(link); ok {
@@ -87,6 +95,9 @@ func planNetwork(spec Spec, n names, f Facts) (Resolved, []step, error) {
 }
 
 func networkSteps(r Resolved, n names, f Facts) []step {
+	if r.Takeover {
+		return takeoverSteps(r, n, f)
+	}
 	steps := []step{{
 		addBridge{Name: n.bridge, Title: n.title, MAC: n.bridgeMAC(), MTU: r.MTU, Group: n.group},
 		delLinks{n.group, []string{n.bridge}},
@@ -95,33 +106,27 @@ func networkSteps(r Resolved, n names, f Facts) []step {
 		steps = append(steps, step{do: kv})
 	}
 	steps = append(steps, uplinkSteps(r, n)...)
-	transit := r.transit(f)
-	chains := firewallChains(r, n, f, transit)
-	steps = append(steps, step{addRules{f.Backend, chains}, delRules{f.Backend, bare(chains)}})
+	steps = append(steps, rulesSteps(r, n, f)...)
 	if r.Address.IsValid() {
 		steps = append(steps, step{do: addAddress{n.bridge, r.Address}})
 	}
 	steps = append(steps, step{do: setUp{n.bridge}})
 	if r.Mode == NAT {
 		for _, link := range f.egress() {
-			steps = append(steps, step{forward{link}, unforward{link}})
+			steps = append(steps, forwardSteps(r, n, f, link)...)
 		}
 	}
 	return append(steps, serviceSteps(r)...)
 }
 
-// transit lists the links whose forwarding this network would switch on.
-func (r Resolved) transit(f Facts) []string {
-	if r.Mode != NAT {
-		return nil
+// forwardSteps open one way out: first, where the link does not forward without
+// us, what keeps the host from routing for its neighbours.
+func forwardSteps(r Resolved, n names, f Facts, link string) []step {
+	var steps []step
+	if !f.Forward[link] {
+		steps = append(steps, rulesStep(transitRules(r, n, f, link)))
 	}
-	var links []string
-	for _, l := range f.egress() {
-		if !f.Forward[l] {
-			links = append(links, l)
-		}
-	}
-	return links
+	return append(steps, step{forward{link}, unforward{link}})
 }
 
 // bridgeSysctls keep a bridge to itself: no IPv6 (it would pass by the IPv4

@@ -4,13 +4,19 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
+	"github.com/vmrun/vmrun/netsetup/libvirt"
+	"github.com/vmrun/vmrun/netsetup/uplink"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -44,30 +50,62 @@ func specs() map[string]Spec {
 		"host-only": {Name: "host-only", Shared: true, Mode: HostOnly, DHCP: true, DNS: true, HostAccess: HostAll},
 		"vlan": {Name: "acme", Dir: "/home/me/web", Mode: VLAN, Uplink: "eth2", VLAN: 10, Tenant: "acme", DHCP: true,
 			HostAccess: HostNone, Subnet: netip.MustParsePrefix("10.80.0.0/24")},
-		"bridge-uplink": {Name: "lan", Dir: "/home/me/web", Mode: Bridge, Uplink: "eth2", HostAccess: HostNone},
-		"bridge-join":   {Name: "lan", Dir: "/home/me/web", Mode: Bridge, Bridge: "br0"},
+		"bridge-uplink":   {Name: "lan", Dir: "/home/me/web", Mode: Bridge, Uplink: "eth2", HostAccess: HostNone},
+		"bridge-takeover": {Name: "lan", Dir: "/home/me/web", Mode: Bridge, Uplink: "eth1", Takeover: true, HostAccess: HostAll},
+		"bridge-join":     {Name: "lan", Dir: "/home/me/web", Mode: Bridge, Bridge: "br0"},
 	}
+}
+
+// plannedSpecs is specs with what takes more than a kernel: package integration
+// has the daemon for it.
+func plannedSpecs() map[string]Spec {
+	all := specs()
+	all["libvirt"] = Spec{Name: "lan", Dir: "/home/me/web", Mode: Bridge, Libvirt: "default"}
+	return all
 }
 
 func testPort() PortSpec {
 	return PortSpec{VM: "web", NIC: 0, MAC: MAC{0x52, 0x54, 0, 1, 2, 3}, Queues: 1}
 }
 
+// backends are what carries rules, and a host of each kind.
+var backends = map[string]firewall.Facts{
+	"nftables":  {},
+	"iptables":  {NoNFTables: "this kernel has no NAT for it", Command: firewall.IPTables},
+	"firewalld": {Firewalld: true},
+	"docker": {Filters: []firewall.Filter{
+		{Backend: firewall.IPTablesNFT, Docker: true, Blocks: true},
+		{Backend: firewall.IPTablesLegacy},
+	}},
+}
+
 func testFacts() Facts {
 	f := newFake()
 	f.add(Link{Name: "br0", Kind: "bridge", Up: true, MTU: 9000})
 	links, _ := f.Links()
-	return Facts{Links: links, Routes: f.routes, Backend: "iptables", Forward: map[string]bool{}}
+	u, _ := f.Inspect("eth1", "")
+	return Facts{Links: links, Routes: f.routes, Firewall: backends["iptables"], Forward: map[string]bool{}, Libvirt: f.virt.networks,
+		Uplinks: map[string]uplink.Facts{"eth1": u}}
+}
+
+// onEachBackend runs a test on a host of each kind.
+func onEachBackend(t *testing.T, name string, f func(t *testing.T, backend string)) {
+	t.Helper()
+	for _, b := range slices.Sorted(maps.Keys(backends)) {
+		t.Run(strings.TrimPrefix(name+" "+b, " "), func(t *testing.T) { f(t, b) })
+	}
 }
 
 func TestPlanGolden(t *testing.T) {
-	for name, spec := range specs() {
-		t.Run(name, func(t *testing.T) {
-			p, err := NewPlan(spec, []PortSpec{testPort()}, "test", testFacts())
+	for name, spec := range plannedSpecs() {
+		onEachBackend(t, name, func(t *testing.T, backend string) {
+			facts := testFacts()
+			facts.Firewall = backends[backend]
+			p, err := NewPlan(spec, []PortSpec{testPort()}, "test", facts)
 			if err != nil {
 				t.Fatal(err)
 			}
-			again, err := NewPlan(spec, []PortSpec{testPort()}, "test", testFacts())
+			again, err := NewPlan(spec, []PortSpec{testPort()}, "test", facts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -79,7 +117,7 @@ func TestPlanGolden(t *testing.T) {
 			for _, s := range append(p.Steps, p.Ports[0].Steps...) {
 				fmt.Fprintf(&b, "%s\n\tundo: %s\n", s.Do, s.Undo)
 			}
-			golden(t, name+".plan", b.String())
+			golden(t, name+"."+backend+".plan", b.String())
 		})
 	}
 }
@@ -87,20 +125,24 @@ func TestPlanGolden(t *testing.T) {
 // TestPlanHasOneUndoForEachLasting thing: whatever outlives its step's process
 // and is not part of something else has an undo.
 func TestPlanUndoesWhatLasts(t *testing.T) {
-	for name, spec := range specs() {
-		n := newNames("test", spec)
-		r, steps, err := planNetwork(spec, n, testFacts())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range append(steps, planPort(r, n, testPort())...) {
-			switch s.do.(type) {
-			case addBridge, addVLAN, openTAP, addRules, forward:
-				if s.undo == nil {
-					t.Errorf("%s: %s has no undo", name, s.do)
+	for name, spec := range plannedSpecs() {
+		onEachBackend(t, name, func(t *testing.T, b string) {
+			facts := testFacts()
+			facts.Firewall = backends[b]
+			n := newNames("test", spec)
+			r, steps, err := planNetwork(spec, n, facts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range append(steps, planPort(r, n, testPort())...) {
+				switch s.do.(type) {
+				case addBridge, addVLAN, openTAP, addRules, joinLibvirt, forward:
+					if s.undo == nil {
+						t.Errorf("%s has no undo", s.do)
+					}
 				}
 			}
-		}
+		})
 	}
 }
 
@@ -119,6 +161,9 @@ func TestConflicts(t *testing.T) {
 			f.Routes = append(f.Routes, Route{Dst: netip.MustParsePrefix(dst), Link: link, Table: 52})
 		}
 	}
+	libvirtHas := func(r string) func(*Facts) {
+		return func(f *Facts) { f.Libvirt[0].Ranges = []netip.Prefix{netip.MustParsePrefix(r)} }
+	}
 	none := func(*Facts) {}
 	tests := []struct {
 		spec   string
@@ -131,7 +176,26 @@ func TestConflicts(t *testing.T) {
 		{"nat", route("10.70.0.0/24", ""), "subnet: 10.70.0.0/24 is taken: 10.70.0.0/24 has a route of its own (table 52)"},
 		{"nat", route("0.0.0.0/1", "eth1"), ""},
 		{"nat", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("10.70.0.9/30")} }), "subnet: 10.70.0.0/24 is taken: eth2 has 10.70.0.9/30"},
-		{"nat", func(f *Facts) { f.Backend, f.NoBackend = "", "iptables is not installed" }, "iptables is not installed"},
+		{"nat", func(f *Facts) {
+			f.Firewall = firewall.Facts{NoNFTables: "no NAT", NoCommand: "iptables is not installed"}
+		},
+			"iptables is not installed; nftables can't carry a network here: no NAT"},
+		{"nat", func(f *Facts) { f.Wish = "nftables" }, "nftables can't carry a network here: this kernel has no NAT for it"},
+		{"nat", func(f *Facts) {
+			f.Firewall, f.Wish = firewall.Facts{NoCommand: "iptables is not installed"}, "iptables"
+		}, "iptables is not installed"},
+		{"nat", libvirtHas("10.70.0.128/25"), "subnet: 10.70.0.0/24 is taken: libvirt's network default has 10.70.0.128/25"},
+		{"nat", libvirtHas("10.71.0.0/24"), ""},
+		{"vlan", libvirtHas("10.80.0.0/16"), "subnet: 10.80.0.0/24 is taken: libvirt's network default has 10.80.0.0/16"},
+		{"libvirt", none, ""},
+		{"libvirt", func(f *Facts) { f.NoLibvirt = libvirt.ErrAbsent }, "no libvirt daemon listens"},
+		{"libvirt", func(f *Facts) { f.Libvirt = nil }, `libvirt: there is no network "default"; libvirt has none`},
+		{"libvirt", func(f *Facts) { f.Libvirt[0].Name = "other" }, `libvirt: there is no network "default"; libvirt has other`},
+		{"libvirt", func(f *Facts) { f.Libvirt[0].Bridge, f.Libvirt[0].Mode = "", "hostdev" },
+			`libvirt: network "default" is of mode "hostdev", which has no bridge to join`},
+		{"libvirt", func(f *Facts) { f.Libvirt[0].Active, f.Libvirt[0].Bridge = true, "eth1" },
+			"libvirt: eth1 is no Linux bridge but a veth; name it as uplink to have a bridge made over it"},
+		{"libvirt", func(f *Facts) { f.Libvirt[0].Active, f.Libvirt[0].Bridge = true, "br0" }, ""},
 		{"vlan", none, ""},
 		{"vlan", eth2(func(l *Link) { l.Name = "eth3" }), "uplink: eth2 does not exist on this host"},
 		{"vlan", eth2(func(l *Link) { l.Up = false }), "uplink: eth2 is down; bring it up first (ip link set eth2 up)"},
@@ -146,15 +210,15 @@ func TestConflicts(t *testing.T) {
 		{"bridge-uplink", none, ""},
 		{"bridge-uplink", eth2(func(l *Link) { l.Wireless = true }), "uplink: eth2 is Wi-Fi, whose access point takes frames of one station only; use mode nat"},
 		{"bridge-uplink", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")} }),
-			"uplink: eth2 is in use by the host (it has 198.51.100.1/24); bridging it would cut the host off"},
+			"uplink: eth2 is in use by the host (it has 198.51.100.1/24); bridging it would cut the host off: takeover = true moves that to the bridge, and back at the end"},
 		{"bridge-uplink", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("2001:db8::2/64")} }),
-			"uplink: eth2 is in use by the host (it has 2001:db8::2/64); bridging it would cut the host off"},
+			"uplink: eth2 is in use by the host (it has 2001:db8::2/64); bridging it would cut the host off: takeover = true moves that to the bridge, and back at the end"},
 		{"bridge-uplink", eth2(func(l *Link) { l.Addrs = []netip.Prefix{netip.MustParsePrefix("fe80::2/64")} }), ""},
 		{"bridge-uplink", route("fe80::/64", "eth2"), ""},
-		{"bridge-uplink", route("::/0", "eth2"), "uplink: eth2 is in use by the host (::/0 is routed to it); bridging it would cut the host off"},
+		{"bridge-uplink", route("::/0", "eth2"), "uplink: eth2 is in use by the host (::/0, the default route, is routed to it); bridging it would cut the host off: takeover = true moves that to the bridge, and back at the end"},
 		{"bridge-uplink", eth2(func(l *Link) { l.Kind = "bridge" }), `uplink: eth2 is a bridge; to join it use mode bridge with bridge = "eth2"`},
 		{"vlan", eth2(func(l *Link) { l.Wireless = true }), "uplink: eth2 is Wi-Fi, whose access point takes frames of one station only; use mode nat"},
-		{"bridge-uplink", route("0.0.0.0/0", "eth2"), "uplink: eth2 is in use by the host (0.0.0.0/0 is routed to it); bridging it would cut the host off"},
+		{"bridge-uplink", route("0.0.0.0/0", "eth2"), "uplink: eth2 is in use by the host (0.0.0.0/0, the default route, is routed to it); bridging it would cut the host off: takeover = true moves that to the bridge, and back at the end"},
 		{"bridge-uplink", func(f *Facts) {
 			br, _ := f.link("br0")
 			eth2(func(l *Link) { l.Master = br.Index })(f)
@@ -165,7 +229,7 @@ func TestConflicts(t *testing.T) {
 	for _, tt := range tests {
 		f := testFacts()
 		tt.change(&f)
-		_, err := NewPlan(specs()[tt.spec], nil, "test", f)
+		_, err := NewPlan(plannedSpecs()[tt.spec], nil, "test", f)
 		got := ""
 		if err != nil {
 			_, got, _ = strings.Cut(err.Error(), ": ")
@@ -213,9 +277,6 @@ func TestNames(t *testing.T) {
 			}
 			seen[name] = spec.Dir
 		}
-		if len(n.chain+"-T12345678") > 28 {
-			t.Fatalf("chain name %s is too long", n.chain)
-		}
 	}
 }
 
@@ -232,7 +293,7 @@ func TestSpecDifference(t *testing.T) {
 }
 
 func TestSpecSurvivesJSON(t *testing.T) {
-	for name, spec := range specs() {
+	for name, spec := range plannedSpecs() {
 		text, err := json.Marshal(spec)
 		if err != nil {
 			t.Fatal(err)

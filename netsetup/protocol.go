@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,11 +21,18 @@ const protocolVersion = 1
 // maxMessage bounds one message, far above what either side has to say.
 const maxMessage = 64 << 10
 
-// request is what a member says.
+// request is what a member, a holder or whoever asks about the network says.
 type request struct {
 	Protocol int            `json:"protocol"`
 	Attach   *attachRequest `json:"attach,omitempty"`
-	Detach   bool           `json:"detach,omitempty"`
+	In       *place         `json:"in,omitempty"` // where who wants to attach or hold is
+	Hold     *holdRequest   `json:"hold,omitempty"`
+	Inspect  bool           `json:"inspect,omitempty"`
+	Follow   bool           `json:"follow,omitempty"` // answered by events from now on
+	Brief    bool           `json:"brief,omitempty"`  // without what it takes a process to find out
+	Ping     bool           `json:"ping,omitempty"`   // answered at once, whatever else goes on
+	Down     bool           `json:"down,omitempty"`
+	Detach   bool           `json:"detach,omitempty"` // of a member or a holder
 }
 
 // attachRequest asks for a port. A member repeats it with the same ID when the
@@ -39,13 +47,46 @@ type attachRequest struct {
 	Resume bool `json:"resume,omitempty"`
 }
 
+// holdRequest asks to keep the network up without a port. A holder repeats it
+// when its keeper died.
+type holdRequest struct {
+	ID       string `json:"id"`
+	Net      Spec   `json:"net"`
+	Group    *Group `json:"group,omitempty"`
+	Draining bool   `json:"draining,omitempty"` // it was told to go with the last member
+
+	// Again says that a keeper has granted it before; where the hold was ended
+	// meanwhile, the reply is Down.
+	Again bool `json:"again,omitempty"`
+}
+
+// heldReply is what a holder hears first.
+type heldReply struct {
+	Already bool `json:"already,omitempty"` // another one holds the network in the same way
+}
+
+// downReply says what became of the network that was to go down.
+type downReply struct {
+	Members  []string `json:"members,omitempty"`  // VMs on it, with the last of which it goes
+	Errors   string   `json:"errors,omitempty"`   // of undoing
+	Replaced bool     `json:"replaced,omitempty"` // another holder keeps it up
+}
+
 // reply is what the keeper says. One of the fields is set.
 type reply struct {
-	Protocol int           `json:"protocol"`
-	Attached *attachment   `json:"attached,omitempty"`
-	Refused  *refusal      `json:"refused,omitempty"`
-	Closing  bool          `json:"closing,omitempty"` // wait for the network's lock and start afresh
-	Detached *detachResult `json:"detached,omitempty"`
+	Protocol int         `json:"protocol"`
+	Attached *attachment `json:"attached,omitempty"`
+	Held     *heldReply  `json:"held,omitempty"`
+	Down     *downReply  `json:"down,omitempty"`   // also, unasked, to a holder
+	Report   *Report     `json:"report,omitempty"` // or a part of it
+	More     bool        `json:"more,omitempty"`   // the report goes on
+	Refused  *refusal    `json:"refused,omitempty"`
+	// Following says that events follow, one in each message.
+	Following bool          `json:"following,omitempty"`
+	Event     *Event        `json:"event,omitempty"`
+	Closing   bool          `json:"closing,omitempty"` // wait for the network's lock and start afresh
+	Detached  *detachResult `json:"detached,omitempty"`
+	Address   netip.Addr    `json:"address,omitzero"` // the guest has it now, from somebody else's DHCP
 }
 
 // attachment describes a port; its TAP's files come with the message, unless
@@ -65,12 +106,15 @@ type refusal struct {
 	Key     string `json:"key,omitempty"`     // of a ConflictError
 	Feature string `json:"feature,omitempty"` // of a MissingError
 	Text    string `json:"text"`
+
+	Elsewhere *ElsewhereError `json:"elsewhere,omitempty"`
 }
 
 func newRefusal(err error) *refusal {
 	r := &refusal{Text: err.Error()}
 	var conflict *ConflictError
 	var missing *MissingError
+	errors.As(err, &r.Elsewhere)
 	switch {
 	case errors.As(err, &conflict):
 		r.Key, r.Text = conflict.Key, conflict.Reason
@@ -82,6 +126,8 @@ func newRefusal(err error) *refusal {
 
 func (r *refusal) err() error {
 	switch {
+	case r.Elsewhere != nil:
+		return r.Elsewhere
 	case r.Key != "":
 		return &ConflictError{Key: r.Key, Reason: r.Text}
 	case r.Feature != "":
@@ -165,12 +211,15 @@ func rightsToFiles(oob []byte) ([]*os.File, error) {
 }
 
 // socketName is the keeper's socket in the network's folder.
-const socketName = "keeper.sock"
+const (
+	socketName    = "keeper.sock"
+	newSocketName = socketName + ".new" // before it listens
+)
 
 // inFolder calls f with a short path to a name in dir: a socket's path has room
 // for 107 bytes, and state folders may be deep.
 func inFolder(dir, name string, f func(path string) error) error {
-	d, err := os.Open(dir)
+	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0) // who may pass it need not be able to read it
 	if err != nil {
 		return err
 	}
@@ -178,20 +227,53 @@ func inFolder(dir, name string, f func(path string) error) error {
 	return f(filepath.Join("/proc/self/fd", fmt.Sprint(d.Fd()), name))
 }
 
+// dialTimeout is how long a full backlog is waited for: a keeper accepts at
+// once, so it is only ever full under a flood.
+const dialTimeout = 10 * time.Second
+
+// dialKeeper connects by a blocking socket, since the kernel lets those wait for
+// room in the backlog and refuses others (unix(7)).
 func dialKeeper(dir string) (conn *net.UnixConn, err error) {
 	err = inFolder(dir, socketName, func(path string) error {
-		conn, err = net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: path})
-		return err
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		f := os.NewFile(uintptr(fd), socketName)
+		defer f.Close()
+		limit := unix.NsecToTimeval(dialTimeout.Nanoseconds())
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+		if err := connectSocket(fd, path); err != nil {
+			return &os.PathError{Op: "connect", Path: filepath.Join(dir, socketName), Err: err}
+		}
+		c, err := net.FileConn(f)
+		if err != nil {
+			return err
+		}
+		conn = c.(*net.UnixConn)
+		return nil
 	})
 	return conn, err
 }
 
-// listenKeeper binds the socket anew; the caller holds the spawn lock.
-func listenKeeper(dir string) (f *os.File, err error) {
-	if err := os.Remove(filepath.Join(dir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+func connectSocket(fd int, path string) error {
+	for {
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// listenKeeper binds the socket anew; the caller holds the spawn lock. It gets
+// its name when it listens and its mode is right, in place of a dead keeper's:
+// who waits for it sees the name lead nowhere, or to a keeper.
+func listenKeeper(dir string, group *Group) (f *os.File, err error) {
+	if err := removeIfThere(filepath.Join(dir, newSocketName)); err != nil {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
 	}
-	err = inFolder(dir, socketName, func(path string) error {
+	err = inFolder(dir, newSocketName, func(path string) error {
 		l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
 		if err != nil {
 			return err
@@ -199,10 +281,24 @@ func listenKeeper(dir string) (f *os.File, err error) {
 		l.SetUnlinkOnClose(false)
 		f, err = l.File()
 		// Until here the mode is the umask's; the keeper also asks who calls.
-		return errors.Join(err, os.Chmod(path, 0o600), l.Close())
+		return errors.Join(err, openSocket(path, group), l.Close())
 	})
+	if err == nil {
+		err = os.Rename(filepath.Join(dir, newSocketName), filepath.Join(dir, socketName))
+	}
 	if err != nil {
+		if f != nil {
+			f.Close()
+		}
 		return nil, fmt.Errorf("listen on keeper socket: %w", err)
 	}
 	return f, nil
+}
+
+// openSocket lets a group connect to a socket, or nobody but its owner.
+func openSocket(path string, group *Group) error {
+	if group == nil {
+		return os.Chmod(path, 0o600)
+	}
+	return errors.Join(os.Chown(path, -1, int(group.ID)), os.Chmod(path, 0o660))
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // ranges is where networks without a subnet get a /24 from: private (RFC 1918)
@@ -22,7 +24,13 @@ type Resolved struct {
 	MTU       int          `json:"resolved_mtu"`
 	DNSPort   int          `json:"dns_port,omitempty"` // where our DNS listens on Address
 	Link      string       `json:"link"`               // the bridge that ports join, ours or the host's
+
+	Backend     firewall.Backend `json:"firewall_backend,omitempty"` // what carries the rules; "": there are none
+	LibvirtUUID string           `json:"libvirt_uuid,omitempty"`
 }
+
+// joined tells whether the bridge is somebody else's, and stays as it is.
+func (s Spec) joined() bool { return s.Bridge != "" || s.Libvirt != "" }
 
 // ConflictError says that the host, as it is, leaves no room for a network.
 type ConflictError struct {
@@ -41,8 +49,11 @@ func conflict(key, format string, args ...any) error {
 func resolve(spec Spec, n names, f Facts) (Resolved, error) {
 	r := Resolved{Spec: spec, Subnet: spec.Subnet, Address: spec.Address, Gateway: spec.Gateway,
 		PoolFirst: spec.PoolFirst, PoolLast: spec.PoolLast, MTU: spec.MTU, Link: n.bridge}
-	if spec.Bridge != "" {
-		return r, r.joinBridge(f)
+	switch {
+	case spec.Bridge != "":
+		return r, r.joinBridge("bridge", spec.Bridge, f)
+	case spec.Libvirt != "":
+		return r, r.joinLibvirt(f)
 	}
 	if err := r.checkUplink(n, f); err != nil {
 		return r, err
@@ -55,17 +66,18 @@ func resolve(spec Spec, n names, f Facts) (Resolved, error) {
 	return r, nil
 }
 
-func (r *Resolved) joinBridge(f Facts) error {
-	l, ok := f.link(r.Spec.Bridge)
+// joinBridge checks a bridge of the host's that the key of the profile leads to.
+func (r *Resolved) joinBridge(key, name string, f Facts) error {
+	l, ok := f.link(name)
 	switch {
 	case !ok:
-		return conflict("bridge", "%s does not exist on this host", r.Spec.Bridge)
+		return conflict(key, "%s does not exist on this host", name)
 	case l.Kind != "bridge":
-		return conflict("bridge", "%s is no Linux bridge but a %s; name it as uplink to have a bridge made over it", l.Name, l.Kind)
+		return conflict(key, "%s is no Linux bridge but a %s; name it as uplink to have a bridge made over it", l.Name, l.Kind)
 	case isOurs(l.Name):
-		return conflict("bridge", "%s belongs to another network; use that network's name instead", l.describe())
+		return conflict(key, "%s belongs to another network; use that network's name instead", l.describe())
 	case !l.Up:
-		return conflict("bridge", "%s is down", l.Name)
+		return conflict(key, "%s is down", l.Name)
 	case r.MTU != 0 && r.MTU != l.MTU:
 		return conflict("mtu", "%s has %d bytes, and a bridge that is joined stays as it is", l.Name, l.MTU)
 	}
@@ -131,20 +143,6 @@ func (f Facts) owner(l Link) string {
 		return fmt.Sprintf("%s in %s", l.describe(), m.describe())
 	}
 	return l.describe()
-}
-
-func (r *Resolved) checkBridgedUplink(l Link, f Facts) error {
-	for _, a := range l.Addrs {
-		if !a.Addr().IsLinkLocalUnicast() { // every link has one of IPv6
-			return conflict("uplink", "%s is in use by the host (it has %s); bridging it would cut the host off", l.Name, a)
-		}
-	}
-	for _, route := range f.Routes {
-		if route.Link == l.Name && !route.Dst.Addr().IsLinkLocalUnicast() && !route.Dst.Addr().IsMulticast() {
-			return conflict("uplink", "%s is in use by the host (%s is routed to it); bridging it would cut the host off", l.Name, route.Dst)
-		}
-	}
-	return nil
 }
 
 func (r *Resolved) chooseSubnet(n names, f Facts) error {

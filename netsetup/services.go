@@ -34,9 +34,12 @@ type services struct {
 	udp     net.PacketConn // of DNS, like tcp; nil without
 	tcp     net.Listener
 
-	answering bool     // DNS has udp and tcp, and closes them
-	requests  *os.File // DHCP's frames
-	arp       *os.File // ARP on a wire that we share with other servers
+	answering bool            // DNS has udp and tcp, and closes them
+	following bool            // of what others change we hear
+	requests  *os.File        // DHCP's frames
+	arp       *os.File        // ARP on a wire that we share with other servers
+	ctx       context.Context // from start to stop
+	server    *dhcp.Server
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 }
@@ -147,7 +150,7 @@ func (s *services) dnsPort() int {
 // start begins to serve, on a network that is up.
 func (s *services) start(k *keeper) error {
 	ctx, cancel := context.WithCancel(context.Background())
-	s.stop = cancel
+	s.ctx, s.stop = ctx, cancel
 	if s.network.DHCP {
 		if err := s.startDHCP(ctx, k); err != nil {
 			return err
@@ -158,10 +161,22 @@ func (s *services) start(k *keeper) error {
 			return err
 		}
 	}
-	if s.network.Mode == NAT {
-		k.followRoutes(ctx)
+	return s.keepLeases(ctx, k)
+}
+
+// follow begins to hear of what others change, and looks at once for what they
+// have changed before: by now the first member has its port, and need not wait
+// for that.
+func (s *services) follow(k *keeper) {
+	if s.following {
+		return
 	}
-	return nil
+	s.following = true
+	if s.network.Mode == NAT {
+		k.followRoutes(s.ctx)
+	}
+	k.followRules(s.ctx)
+	k.keepLinks(s.ctx)
 }
 
 func (s *services) startDHCP(ctx context.Context, k *keeper) error {
@@ -175,10 +190,13 @@ func (s *services) startDHCP(ctx context.Context, k *keeper) error {
 	}
 	server, err := dhcp.NewServer(dhcp.Config{Link: s.requests, MAC: link.HardwareAddr, Address: s.serverID(k),
 		Router: n.Gateway, DNS: s.resolvers(), Domain: domain, MTU: n.MTU, LeaseTime: leaseTime,
-		OnlyKnown: n.Mode == VLAN, Log: k.log}, s.leases)
+		OnlyKnown: n.Mode == VLAN, Log: k.log, Given: func(client net.HardwareAddr, ip netip.Addr) {
+			k.tellEvent(Leased, s.leases.Name(ip), EventDetail{MAC: (*MAC)(client), IP: ip})
+		}}, s.leases)
 	if err != nil {
 		return err
 	}
+	s.server = server
 	s.running.Go(func() {
 		if err := server.Serve(ctx); err != nil {
 			k.log.Error("DHCP ended", "cause", err)
@@ -254,6 +272,19 @@ func (s *services) release(mac MAC) {
 	if s.leases != nil {
 		s.leases.Release(mac.HardwareAddr())
 	}
+	if s.server != nil {
+		s.server.Forget(mac.HardwareAddr())
+	}
+}
+
+// asked tells what a port has asked of DHCP, nil without it, and whether its
+// guest has taken the address.
+func (s *services) asked(mac MAC) (*Talk, bool) {
+	if s.server == nil {
+		return nil, false
+	}
+	talk := s.server.Talk(mac.HardwareAddr())
+	return &talk, s.leases.Bound(mac.HardwareAddr())
 }
 
 // close ends the services and waits for them.

@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// spawnTimeout bounds the wait for another member that is starting a keeper,
+// which takes milliseconds.
+const spawnTimeout = 30 * time.Second
 
 // connect reaches the network's keeper, starting one if there is none. Under
 // the spawn lock the listening socket is bound before the keeper runs, so that
@@ -22,7 +26,7 @@ func connect(ctx context.Context, h Host, dir string) (*net.UnixConn, error) {
 	if conn, err := dialKeeper(dir); !nobodyListens(err) {
 		return conn, err
 	}
-	lock, err := lockFile(filepath.Join(dir, "spawn.lock"), unix.LOCK_EX)
+	lock, err := lockWithin(ctx, filepath.Join(dir, "spawn.lock"), spawnTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +34,10 @@ func connect(ctx context.Context, h Host, dir string) (*net.UnixConn, error) {
 	if conn, err := dialKeeper(dir); !nobodyListens(err) {
 		return conn, err
 	}
-	listener, err := listenKeeper(dir)
+	if err := clearElsewhere(ctx, h, dir); err != nil {
+		return nil, err
+	}
+	listener, err := listenKeeper(dir, savedGroup(dir))
 	if err != nil {
 		return nil, err
 	}
@@ -63,15 +70,13 @@ func startKeeper(h Host, dir string, listener *os.File) error {
 		return err
 	}
 	defer log.Close()
-	// Whatever this process was started with is not the keeper's: a pipe that
-	// it held would never end.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fmt.Errorf("start keeper: close inherited files: %w", err)
+	if err := closeOnExec(); err != nil {
+		return fmt.Errorf("start keeper: %w", err)
 	}
-	argv := keeperCommand(h, dir)
+	argv := keeperCommand(h, dir, scopeRunner())
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Env = append([]string{keeperPath}, faultEnvironment()...)
 	cmd.Stderr = log
 	cmd.ExtraFiles = []*os.File{listener}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -81,6 +86,9 @@ func startKeeper(h Host, dir string, listener *os.File) error {
 	go cmd.Wait() // no zombie while this process lives; the result is in the log
 	return nil
 }
+
+// keeperPath is a keeper's environment.
+const keeperPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // maxLog is from when on a keeper's log is begun anew, in bytes: /run is memory.
 const maxLog = 1 << 20
@@ -99,20 +107,38 @@ func openLog(path string) (*os.File, error) {
 	return f, nil
 }
 
+// scopeRunner is the program that gives a command a scope of systemd's; "" where
+// systemd does not run.
+func scopeRunner() string {
+	if !exists("/run/systemd/system") { // as sd_booted(3)
+		return ""
+	}
+	path, err := exec.LookPath("systemd-run")
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
 // keeperCommand is the keeper's command line. Under systemd it gets a scope of
 // its own: else the end of the CI job or session that started it would end the
 // network of all others. systemd-run --scope becomes the command it is given
 // and leaves inherited descriptors open (systemd-run.1).
-func keeperCommand(h Host, dir string) []string {
-	argv := []string{h.Executable, "keeper", "--runtime", h.Runtime, "--state", h.State, "--network", filepath.Base(dir)}
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
+func keeperCommand(h Host, dir, scopeRunner string) []string {
+	network := filepath.Base(dir)
+	argv := []string{h.Executable, "keeper", "--runtime", h.Runtime, "--state", h.State, "--network", network}
+	if h.Firewall != "" {
+		argv = append(argv, "--firewall", h.Firewall)
+	}
+	return scoped(scopeRunner, "vmrun network "+network, argv)
+}
+
+// scoped is a command line with what gives it a scope of its own.
+func scoped(scopeRunner, description string, argv []string) []string {
+	if scopeRunner == "" {
 		return argv
 	}
-	run, err := exec.LookPath("systemd-run")
-	if err != nil {
-		return argv
-	}
-	return append([]string{run, "--scope", "--quiet", "--collect", "--description=vmrun network " + filepath.Base(dir), "--"}, argv...)
+	return append([]string{scopeRunner, "--scope", "--quiet", "--collect", "--description=" + description, "--"}, argv...)
 }
 
 // inherited is the listening socket that startKeeper passed on.

@@ -58,8 +58,10 @@ type Spec struct {
 	MTU        int          `json:"mtu,omitempty"` // bytes
 	HostAccess HostAccess   `json:"host_access,omitempty"`
 	Firewall   string       `json:"firewall,omitempty"`
-	Bridge     string       `json:"bridge,omitempty"` // an existing bridge to join
+	Bridge     string       `json:"bridge,omitempty"`  // an existing bridge to join
+	Libvirt    string       `json:"libvirt,omitempty"` // a network of libvirt's to join
 	Uplink     string       `json:"uplink,omitempty"`
+	Takeover   bool         `json:"takeover,omitempty"` // the host uses Uplink: its addresses and routes move to the bridge
 	VLAN       int          `json:"vlan,omitempty"`
 	Tenant     string       `json:"tenant,omitempty"`
 }
@@ -140,6 +142,12 @@ type Host struct {
 	Runtime    string       // folder of running state, gone after a reboot
 	State      string       // folder of state that survives a reboot
 	Log        *slog.Logger // nil: nothing is logged
+	Version    string       // of the vmrun that Executable is, for who finds its journals
+
+	// RootRuntime is root's Runtime, where an ordinary user looks for networks
+	// that root has opened to a group; "": this process sets up its own.
+	RootRuntime string
+	Firewall    string // what "auto" stands for: nftables or iptables; "": whatever suits the host
 }
 
 func (h Host) log() *slog.Logger {

@@ -6,43 +6,90 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // Sweep undoes what networks left behind whose keeper and members are dead, and
 // returns a line for each thing that it removed. Networks in use are left
 // alone, and so is everything that no journal of ours names. It goes on past
-// failures and returns all of them.
+// failures and returns all of them. What has to be undone in another network
+// namespace is an *ElsewhereError.
 func Sweep(ctx context.Context, h Host) ([]string, error) {
-	folders, err := os.ReadDir(netsFolder(h.Runtime))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("sweep networks: %w", err)
+	dirs, err := networkFolders(h.Runtime)
+	if err != nil {
+		return nil, err
 	}
-	var report []string
-	var errs []error
-	inUse := false
-	for _, d := range folders {
-		if ctx.Err() != nil {
-			return report, context.Cause(ctx)
-		}
-		dir := filepath.Join(netsFolder(h.Runtime), d.Name())
-		lines, err := sweepNetwork(h, dir)
-		report = append(report, lines...)
-		if err := errors.Join(err, sweepSocket(dir)); err != nil {
-			errs = append(errs, fmt.Errorf("sweep network %s: %w", d.Name(), err))
-		}
-		inUse = inUse || exists(filepath.Join(dir, "journal"))
+	report, errs := sweepAll(ctx, h, dirs)
+	return report, errors.Join(errs...)
+}
+
+// asidePatience is how long SweepAside waits for what is just dying. That is a
+// few milliseconds for a keeper and some tens for QEMU.
+const asidePatience = 500 * time.Millisecond
+
+// SweepAside is Sweep for commands that are about something else. It soon gives
+// up waiting, and leaves that to the next one without an error; where nothing is
+// left behind it only reads the folders. Networks of other network namespaces are
+// left alone.
+func SweepAside(ctx context.Context, h Host) ([]string, error) {
+	dirs, err := networkFolders(h.Runtime)
+	if err != nil {
+		return nil, err
 	}
-	if inUse {
-		return report, errors.Join(errs...) // whose forwarding it is, its journal knows
+	dirs = slices.DeleteFunc(dirs, func(dir string) bool { return !h.hasJournalHere(dir) })
+	ctx, cancel := context.WithTimeoutCause(ctx, asidePatience, errGaveUp)
+	defer cancel()
+	report, errs := sweepAll(ctx, h, dirs)
+	errs = slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, errGaveUp) })
+	return report, errors.Join(errs...)
+}
+
+var errGaveUp = errors.New("somebody is still dying")
+
+// sweepAll sweeps the networks in folders, all at once: where several have to be
+// waited for, that takes as long as one. What nobody claims of the host is
+// restored where no network is in use.
+func sweepAll(ctx context.Context, h Host, dirs []string) ([]string, []error) {
+	reports, errs := make([][]string, len(dirs)), make([]error, len(dirs))
+	var all sync.WaitGroup
+	for i, dir := range dirs {
+		all.Go(func() {
+			lines, err := sweepNetwork(ctx, h, dir)
+			if !errors.As(err, new(*ElsewhereError)) { // whose members may just be about to start a keeper
+				err = errors.Join(err, sweepSocket(dir))
+			}
+			if err != nil {
+				err = fmt.Errorf("sweep network %s: %w", filepath.Base(dir), err)
+			}
+			reports[i], errs[i] = lines, err
+		})
+	}
+	all.Wait()
+	report := slices.Concat(reports...)
+	dirs, err := networkFolders(h.Runtime)
+	if err != nil || slices.ContainsFunc(dirs, h.hasJournalHere) {
+		return report, append(errs, err) // whose forwarding it is, its journal knows
 	}
 	lines, err := sweepClaims(h)
-	return append(report, lines...), errors.Join(append(errs, err)...)
+	return append(report, lines...), append(errs, err)
+}
+
+// hasJournal tells whether there is something to undo of a network.
+func hasJournal(dir string) bool { return exists(filepath.Join(dir, "journal")) }
+
+// hasJournalHere is hasJournal for what has to be undone in this network namespace.
+func (h Host) hasJournalHere(dir string) bool {
+	return hasJournal(dir) && !elsewhere(dir) && !h.namedElsewhere(dir)
 }
 
 func exists(path string) bool {
@@ -53,7 +100,7 @@ func exists(path string) bool {
 // sweepSocket removes a socket that nobody listens at. Under the spawn lock no
 // other takes its place meanwhile.
 func sweepSocket(dir string) error {
-	if !exists(filepath.Join(dir, socketName)) {
+	if !exists(filepath.Join(dir, socketName)) && !exists(filepath.Join(dir, newSocketName)) {
 		return nil
 	}
 	lock, err := lockFile(filepath.Join(dir, "spawn.lock"), unix.LOCK_EX|unix.LOCK_NB)
@@ -64,6 +111,9 @@ func sweepSocket(dir string) error {
 		return err
 	}
 	defer lock.Close()
+	if err := removeIfThere(filepath.Join(dir, newSocketName)); err != nil {
+		return err
+	}
 	conn, err := dialKeeper(dir)
 	if nobodyListens(err) {
 		return removeIfThere(filepath.Join(dir, socketName))
@@ -74,57 +124,121 @@ func sweepSocket(dir string) error {
 	return nil
 }
 
+// dyingTimeout is how long a sweep waits for who is about to die, or about to
+// start another keeper, and dyingPause how often it looks.
+const (
+	dyingTimeout = 2 * time.Second
+	dyingPause   = 20 * time.Millisecond
+)
+
 // sweepNetwork undoes the journal in one network's folder, if nobody holds the
-// network and no TAP of it is left.
-func sweepNetwork(h Host, dir string) ([]string, error) {
-	if !exists(filepath.Join(dir, "journal")) {
-		return nil, nil
+// network and no TAP of it is left. A TAP without keeper is that of a QEMU which
+// is just dying with its supervisor, or of members that are about to start
+// another keeper: either shows soon.
+func sweepNetwork(ctx context.Context, h Host, dir string) ([]string, error) {
+	limit := time.After(dyingTimeout)
+	for {
+		report, orphan, err := sweepOnce(ctx, h, dir)
+		if orphan == "" || err != nil {
+			return report, err
+		}
+		select {
+		case <-time.After(dyingPause):
+		case <-limit:
+			h.log().Warn("a VM without supervisor still runs on it", "network", filepath.Base(dir), "vm", orphan)
+			return nil, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	lock, err := lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil // its keeper lives
+}
+
+// sweepOnce is sweepNetwork without the wait; orphan is a VM whose TAP is there
+// although the network has no keeper.
+func sweepOnce(ctx context.Context, h Host, dir string) (report []string, orphan string, err error) {
+	if !hasJournal(dir) {
+		return nil, "", nil
 	}
-	if err != nil {
-		return nil, err
+	lock, err := lockDead(ctx, dir)
+	if lock == nil || err != nil {
+		return nil, "", err
 	}
 	defer lock.Close()
+	if report, err := forgetGone(h, dir); report != nil || err != nil {
+		return report, "", err
+	}
 	real, err := newHost(lock)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer real.close()
 	claims, err := newClaims(h.Runtime)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	return sweepJournal(h, dir, &effects{kernel: real, claims: claims})
 }
 
-func sweepJournal(h Host, dir string, w *effects) ([]string, error) {
-	j, err := openJournal(dir, slog.New(slog.DiscardHandler)) // the report tells it
-	if err != nil {
-		return nil, err
-	}
-	links, err := w.kernel.Links()
-	if err != nil {
-		return nil, errors.Join(err, j.file.Close())
-	}
-	for _, e := range j.ports() {
-		if slices.ContainsFunc(links, func(l Link) bool { return l.Name == e.Port.Link }) {
-			h.log().Info("a VM still runs on it", "network", filepath.Base(dir), "vm", e.Port.Spec.VM)
-			return nil, j.file.Close()
+// lockDead takes the lock of a network without keeper; nil where one lives. A
+// lock that is held while nobody listens is a dying keeper's, or that of a
+// child that outlived it and is still at the rules: that is waited for.
+func lockDead(ctx context.Context, dir string) (*os.File, error) {
+	path := filepath.Join(dir, "lock")
+	for {
+		lock, err := lockFile(path, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return lock, err
+		}
+		conn, err := dialKeeper(dir)
+		if nobodyListens(err) {
+			return lockWithin(ctx, path, firewall.Timeout)
+		}
+		if err != nil || answers(ctx, conn) {
+			return nil, err
 		}
 	}
-	var report []string
+}
+
+// answers tells a keeper from one that was killed and waits for the kernel with
+// its last request: that listens until then. One that says nothing lives. It
+// closes the connection.
+func answers(ctx context.Context, conn *net.UnixConn) bool {
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, dyingTimeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })()
+	err := send(conn, request{Protocol: protocolVersion, Ping: true}, nil)
+	if err == nil {
+		_, err = receiveAnswer(conn)
+	}
+	return !hungUp(err)
+}
+
+func sweepJournal(h Host, dir string, w *effects) (report []string, orphan string, err error) {
+	j, err := openJournal(dir, slog.New(slog.DiscardHandler)) // the report tells it
+	if err != nil {
+		return nil, "", err
+	}
+	j.by = h.Version
+	links, err := w.kernel.Links()
+	if err != nil {
+		return nil, "", errors.Join(err, j.file.Close())
+	}
+	for _, e := range j.ports() {
+		if slices.ContainsFunc(links, func(l Link) bool { return l.Name == e.Port.Link && !l.Persistent }) {
+			return nil, e.Port.Spec.VM, j.file.Close()
+		}
+	}
 	for _, u := range j.undos() {
 		report = append(report, fmt.Sprintf("network %s: %s", filepath.Base(dir), u))
 	}
 	slices.Sort(report)
-	err = j.undo(w)
-	if len(j.entries) == 0 {
-		err = errors.Join(err, removeIfThere(filepath.Join(dir, "spec.json")))
-	}
-	return report, errors.Join(err, j.close())
+	return report, "", j.undoLast(w)
+}
+
+// settleFolder removes from a network's folder what is there while it is up.
+func settleFolder(dir string) error {
+	return errors.Join(removeWritten(filepath.Join(dir, specName)), settleHold(dir))
 }
 
 // sweepClaims restores forwarding that no living network needs.
@@ -140,29 +254,52 @@ func sweepClaims(h Host) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sweep host claims: %w", err)
 	}
+	files = slices.DeleteFunc(files, func(f fs.DirEntry) bool {
+		fi, err := f.Info()
+		return err != nil || fi.Size() == 0
+	})
+	if len(files) == 0 {
+		return nil, nil
+	}
 	real, err := newHost(nil)
 	if err != nil {
 		return nil, err
 	}
 	defer real.close()
-	c := &claims{dir: dir, held: map[string]*os.File{}}
+	c, err := claimsIn(dir)
+	if err != nil {
+		return nil, err
+	}
 	var report []string
 	var errs []error
 	for _, f := range files {
-		link, ok := strings.CutPrefix(f.Name(), "forwarding-")
-		if fi, err := f.Info(); !ok || err != nil || fi.Size() == 0 {
-			continue
-		}
-		restored, err := c.sweep(real, link)
-		if restored {
-			report = append(report, "restored forwarding of "+link)
+		line, err := c.sweepFile(real, f.Name())
+		if line != "" {
+			report = append(report, line)
 		}
 		errs = append(errs, err)
 	}
 	return report, errors.Join(errs...)
 }
 
-// sweep restores a link that nobody claims; it tells whether it did.
+// sweepFile restores what a claim's file says and nobody claims; it returns what
+// it did, "" for nothing.
+func (c *claims) sweepFile(k kernel, name string) (string, error) {
+	if link, ok := strings.CutPrefix(name, "forwarding-"); ok {
+		restored, err := c.sweep(k, link)
+		if restored {
+			return "restored forwarding of " + link, err
+		}
+		return "", err
+	}
+	if uuid, ok := strings.CutPrefix(name, libvirtPrefix); ok && !strings.HasSuffix(name, ".lock") {
+		return c.sweepLibvirt(k, uuid)
+	}
+	return "", nil
+}
+
+// sweep restores a link that nobody claims; it tells whether there was something
+// to restore.
 func (c *claims) sweep(k kernel, link string) (bool, error) {
 	f, err := lockFile(c.path(link), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -171,6 +308,7 @@ func (c *claims) sweep(k kernel, link string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	_, recorded := c.read(f)
 	f.Close()
-	return true, c.unforward(k, link)
+	return recorded, c.unforward(k, link)
 }

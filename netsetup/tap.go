@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -86,14 +87,15 @@ func (h *host) dressTAP(t openTAP) error {
 	if err != nil {
 		return err
 	}
-	if err := h.nl.LinkSetGroup(l, int(t.Group)); err != nil {
-		return fmt.Errorf("set link group: %w", err)
-	}
-	if err := h.nl.LinkSetHardwareAddr(l, t.MAC.HardwareAddr()); err != nil {
-		return fmt.Errorf("set MAC %s: %w", t.MAC, err)
-	}
-	if err := h.nl.LinkSetMTU(l, t.MTU); err != nil {
-		return fmt.Errorf("set MTU %d: %w", t.MTU, err)
+	req := h.request(unix.RTM_SETLINK, 0)
+	link := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	link.Index = int32(l.Attrs().Index)
+	req.AddData(link)
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(t.Group)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, t.MAC.HardwareAddr()))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(t.MTU))))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set link group %d, MAC %s, MTU %d: %w", t.Group, t.MAC, t.MTU, err)
 	}
 	return h.addTitle(l, t.Title)
 }

@@ -4,14 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
 	"strings"
 	"unicode"
 )
 
-// checkLabel tells why a name is not a DNS label (RFC 1123, section 2.1, in
+// CheckName tells why a name is not a DNS label (RFC 1123, section 2.1, in
 // lower case). A name becomes a folder, a host name and part of file names.
-func checkLabel(name string) error {
+func CheckName(name string) error {
 	const allowed = "only lower case letters, digits and hyphens are allowed"
 	switch {
 	case name == "":
@@ -51,6 +50,15 @@ func checkLink(name string) error {
 	return nil
 }
 
+// checkLibvirt tells why libvirt has no network of this name (libvirt forbids a
+// slash; the rest is what people can read in a message).
+func checkLibvirt(name string) error {
+	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r == '/' || !unicode.IsPrint(r) }) {
+		return fmt.Errorf("%s is not the name of a libvirt network: 1 to 255 bytes of printable text without a slash are allowed", quote(name))
+	}
+	return nil
+}
+
 func checkPath(path string) error {
 	switch {
 	case path == "":
@@ -63,19 +71,19 @@ func checkPath(path string) error {
 	return nil
 }
 
-var cpuModel = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+var cpuModel = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 func checkCPU(model string) error {
-	if !cpuModel.MatchString(model) {
+	if !cpuModel().MatchString(model) {
 		return fmt.Errorf("%s is not a CPU model: only letters, digits, and . _ - inside are allowed", quote(model))
 	}
 	return nil
 }
 
-var userName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,30}[A-Za-z0-9._$-]?$`)
+var userName = pattern(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,30}[A-Za-z0-9._$-]?$`)
 
 func checkUser(name string) error {
-	if !userName.MatchString(name) {
+	if !userName().MatchString(name) {
 		return fmt.Errorf("%s is not a user's name", quote(name))
 	}
 	return nil

@@ -13,7 +13,7 @@ import (
 // Fault is one thing that is wrong with a profile, and where.
 type Fault struct {
 	File string // as the caller wrote it, or as the extending file leads to it
-	Line int    // from 1; where a key is missing, its table's
+	Line int    // from 1; where a key is missing, its table's; 0: File is no file but a setting
 	Key  string // dotted, with indexes from 0: "nics[0].mac"; "": the file as a whole
 	Text string // what is wrong, and where possible what to write instead
 }
@@ -23,6 +23,9 @@ func (f Fault) Error() string {
 	text := f.Text
 	if f.Key != "" {
 		text = f.Key + ": " + text
+	}
+	if f.Line == 0 {
+		return printable(f.File + ": " + text)
 	}
 	return printable(fmt.Sprintf("%s:%d: %s", f.File, f.Line, text))
 }
@@ -87,6 +90,10 @@ func guess(word string, known []string) string {
 	}
 	return "known are " + strings.Join(known, ", ")
 }
+
+// Nearest is the known word that was probably meant by one that is not known; ""
+// where none is like it.
+func Nearest(word string, known []string) string { return nearest(word, known) }
 
 // nearest is the known word that differs least from word, if in no more than
 // a third of it.

@@ -42,9 +42,45 @@ func Parse(r io.Reader, file string) (*Profile, error) {
 	return parse(text, err, file)
 }
 
+// LoadNetworks reads and checks the file at path for its networks alone: those
+// that it defines, and the built-in ones that its NICs name, by name. The file
+// need not describe a whole machine, but what is in it is checked as by Load. A
+// network of mode user is a fault, since it is QEMU's own and nothing that could
+// be there without a machine.
+func LoadNetworks(path string) ([]Network, error) {
+	text, err := readFile(path)
+	if err != nil && !errors.Is(err, errTooLarge) {
+		return nil, fmt.Errorf("load networks: %w", err)
+	}
+	document, err := parseFile(text, err, path)
+	if err != nil {
+		return nil, err
+	}
+	var faults Faults
+	networks := resolveNetworksOnly(document, &faults)
+	if err := faults.err(); err != nil {
+		return nil, err
+	}
+	return networks, nil
+}
+
 // parse takes what reading the file gave, of which only errTooLarge may be an
 // error.
 func parse(text []byte, tooLarge error, file string) (*Profile, error) {
+	document, err := parseFile(text, tooLarge, file)
+	if err != nil {
+		return nil, err
+	}
+	var faults Faults
+	profile := resolve(document, &faults)
+	if err := faults.err(); err != nil {
+		return nil, err
+	}
+	return profile, nil
+}
+
+// parseFile parses a file and those that it extends.
+func parseFile(text []byte, tooLarge error, file string) (*node, error) {
 	path, err := filepath.Abs(file)
 	if err != nil {
 		return nil, fmt.Errorf("locate profile: %w", err)
@@ -57,14 +93,7 @@ func parse(text []byte, tooLarge error, file string) (*Profile, error) {
 		return nil, src.fault(1, "the file is empty")
 	}
 	document, faults := load(src, text, nil)
-	if faults != nil {
-		return nil, faults.err()
-	}
-	profile := resolve(document, &faults)
-	if err := faults.err(); err != nil {
-		return nil, err
-	}
-	return profile, nil
+	return document, faults.err()
 }
 
 // readFile reads a file whole. It neither waits for the writer of a FIFO nor

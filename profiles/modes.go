@@ -27,8 +27,8 @@ var modes = []modeKeys{
 		nic:     []string{"ip", "queues", "trunk", "spoof"},
 	}, {
 		mode:    Bridge,
-		network: []string{"bridge", "uplink", "mtu", "firewall", "shared"},
-		nic:     []string{"queues", "trunk", "spoof"},
+		network: []string{"bridge", "libvirt", "uplink", "takeover", "mtu", "firewall", "shared"},
+		nic:     []string{"queues", "trunk", "spoof"}, // with libvirt also forward
 	}, {
 		mode:    VLAN,
 		network: []string{"uplink", "vlan", "tenant", "subnet", "address", "gateway", "pool", "dhcp", "dns", "mtu", "host_access", "firewall", "shared"},
@@ -41,6 +41,15 @@ var modes = []modeKeys{
 
 func networkKeys(m modeKeys) []string { return m.network }
 func nicKeys(m modeKeys) []string     { return m.nic }
+
+// libvirtNICKeys is nicKeys for a network of libvirt's, where vmrun is told the
+// guest's address.
+func libvirtNICKeys(m modeKeys) []string {
+	if m.mode == Bridge {
+		return append(slices.Clone(m.nic), "forward")
+	}
+	return m.nic
+}
 
 // checkTaken finds keys of the table at p that are of other modes than this.
 // The subject is what is in the mode.
@@ -66,8 +75,8 @@ func verb(takers []string) string {
 	return fmt.Sprintf("%s and %s take this key", strings.Join(takers[:last], ", "), takers[last])
 }
 
-// builtin is the network that every profile can use under this name.
-func builtin(name string) (Network, bool) {
+// Builtin is the network that every profile can use under this name.
+func Builtin(name string) (Network, bool) {
 	n := Network{Name: name, Firewall: FirewallAuto, Shared: true}
 	switch name {
 	case "nat":

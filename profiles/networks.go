@@ -3,6 +3,7 @@ package profiles
 import (
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 )
 
@@ -12,14 +13,40 @@ func resolveNetworks(p place, raw map[string]rawNetwork) map[string]Network {
 	networks := make(map[string]Network)
 	for _, name := range slices.Sorted(maps.Keys(raw)) {
 		at := p.at(name)
-		at.check(checkLabel(name))
-		if _, taken := builtin(name); taken {
+		at.check(CheckName(name))
+		if _, taken := Builtin(name); taken {
 			at.faultf("the built-in network has this name: choose another")
 		}
 		networks[name] = resolveNetwork(at, name, raw[name])
 	}
 	checkClaims(p, networks)
 	checkOverlaps(p, networks)
+	return networks
+}
+
+// resolveNetworksOnly resolves the networks that a document is about, ordered by
+// name, and checks all of it.
+func resolveNetworksOnly(document *node, faults *Faults) []Network {
+	p := placeOf(document, faults)
+	var raw rawProfile
+	decodeTable(p, reflect.ValueOf(&raw).Elem())
+	if raw.Name != nil {
+		p.at("name").check(CheckName(*raw.Name))
+	}
+	all := resolveTables(p, raw).Networks
+	var networks []Network
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		_, ours := Builtin(name)
+		switch n := all[name]; {
+		case n.Mode != User:
+			networks = append(networks, n)
+		case !ours:
+			p.at("networks").at(name).at("mode").faultf("user is QEMU's own network, which is there only with its machine")
+		}
+	}
+	if len(networks) == 0 && len(*faults) == 0 {
+		p.faultf("defines no network: write [networks.NAME]")
+	}
 	return networks
 }
 
@@ -31,7 +58,9 @@ func resolveNetwork(p place, name string, raw rawNetwork) Network {
 		Firewall: or(raw.Firewall, FirewallAuto),
 		Shared:   or(raw.Shared, false),
 		Bridge:   or(raw.Bridge, ""),
+		Libvirt:  or(raw.Libvirt, ""),
 		Uplink:   or(raw.Uplink, ""),
+		Takeover: or(raw.Takeover, false),
 		VLAN:     or(raw.VLAN, 0),
 		Tenant:   or(raw.Tenant, ""),
 	}
@@ -64,6 +93,9 @@ func checkTexts(p place, raw rawNetwork) {
 	if raw.Bridge != nil {
 		p.at("bridge").check(checkLink(*raw.Bridge))
 	}
+	if raw.Libvirt != nil {
+		p.at("libvirt").check(checkLibvirt(*raw.Libvirt))
+	}
 	if raw.Uplink != nil {
 		p.at("uplink").check(checkLink(*raw.Uplink))
 	}
@@ -74,19 +106,34 @@ func checkTexts(p place, raw rawNetwork) {
 
 // checkLinks finds a network that does not say where its wire is.
 func checkLinks(p place, mode Mode) {
-	bridge, uplink := p.at("bridge"), p.at("uplink")
-	switch {
-	case mode == VLAN:
+	if mode == Bridge && p.at("takeover").exists() && !p.at("uplink").exists() {
+		p.at("takeover").faultf("needs an uplink to take over")
+	}
+	switch mode {
+	case VLAN:
 		for _, key := range []string{"uplink", "vlan"} {
 			if !p.at(key).exists() {
 				p.at(key).faultf("missing: mode \"vlan\" needs it")
 			}
 		}
-	case mode != Bridge || p.at("libvirt").exists():
-	case bridge.exists() && uplink.exists():
-		uplink.faultf("one of bridge and uplink: join an existing bridge, or make one over an interface")
-	case !bridge.exists() && !uplink.exists():
-		p.at("bridge").faultf("missing: mode \"bridge\" needs a bridge to join, or an uplink to make one over")
+	case Bridge:
+		checkBridge(p)
+	}
+}
+
+// checkBridge finds a network that names no bridge to join or make, or several.
+func checkBridge(p place) {
+	var named []string
+	for _, key := range []string{"bridge", "libvirt", "uplink"} {
+		if p.at(key).exists() {
+			named = append(named, key)
+		}
+	}
+	switch {
+	case len(named) == 0:
+		p.at("bridge").faultf("missing: mode \"bridge\" needs a bridge to join, an uplink to make one over, or a network of libvirt")
+	case len(named) > 1:
+		p.at(named[len(named)-1]).faultf("one of bridge, uplink and libvirt: join an existing bridge, make one over an interface, or join a network of libvirt")
 	}
 }
 

@@ -47,7 +47,11 @@ func (r *nicResolver) resolve(p place, raw rawNIC) NIC {
 	if network.Mode == "" {
 		return nic
 	}
-	checkTaken(p, "network "+quote(network.Name), network.Mode, nicKeys)
+	keys := nicKeys
+	if network.Libvirt != "" {
+		keys = libvirtNICKeys
+	}
+	checkTaken(p, "network "+quote(network.Name), network.Mode, keys)
 	if raw.IP != nil && network.hasAddresses() {
 		nic.IP = r.address(p.at("ip"), *raw.IP, network)
 	}
@@ -72,7 +76,7 @@ func (r *nicResolver) network(p place, raw *string) Network {
 	if network, ok := r.networks[*raw]; ok {
 		return network
 	}
-	network, ok := builtin(*raw)
+	network, ok := Builtin(*raw)
 	switch {
 	case ok:
 		r.networks[*raw] = network

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // place is a spot of a document that is being looked at: it knows its key and
@@ -84,11 +85,17 @@ func (p place) check(err error) bool {
 	return err == nil
 }
 
-var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}$`)
+// pattern is compiled when it is first needed: each start of vmrun would have to
+// wait for it else.
+func pattern(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
+
+var bareKey = pattern(`^[A-Za-z0-9_-]{1,63}$`)
 
 // keyName writes a key as TOML does.
 func keyName(key string) string {
-	if bareKey.MatchString(key) {
+	if bareKey().MatchString(key) {
 		return key
 	}
 	return quote(strings.ToValidUTF8(key, "?"))

@@ -24,13 +24,15 @@ type Profile struct {
 
 // Machine is the virtual hardware and who runs it.
 type Machine struct {
-	CPUs   int         // at least 1
-	Memory Size        // bytes, at least 16 MiB
-	Accel  Accel       //
-	Type   MachineType //
-	CPU    string      // a QEMU CPU model
-	User   string      // whose process QEMU is; "": the invoking user's
-	Args   []string    // appended to QEMU's command line as they are
+	CPUs    int         // at least 1
+	MaxCPUs int         // at least CPUs: as many as it can be given while it runs
+	Memory  Size        // bytes, at least 16 MiB
+	Accel   Accel       //
+	Type    MachineType //
+	CPU     string      // a QEMU CPU model
+	Display Display     //
+	User    string      // whose process QEMU is; "": the invoking user's
+	Args    []string    // appended to QEMU's command line as they are
 }
 
 // Boot says what the guest starts from. The zero value boots from the first
@@ -92,7 +94,9 @@ type Network struct {
 	Firewall   Firewall     //
 	Shared     bool         // one network for the whole host, whatever file names it
 	Bridge     string       // bridge: an existing bridge to join
+	Libvirt    string       // bridge: a network of libvirt's to join
 	Uplink     string       // bridge, vlan: the physical interface
+	Takeover   bool         // bridge: the host uses Uplink, and what it has there moves to the bridge
 	VLAN       int          // vlan: 1 to 4094
 	Tenant     string       // vlan: whose network it is, for people
 }
@@ -126,6 +130,15 @@ const (
 	MicroVM MachineType = "microvm"
 )
 
+// Display is what a machine's screen is seen through.
+type Display string
+
+const (
+	DisplayNone  Display = "none" // no screen: there is the serial console
+	DisplayVNC   Display = "vnc"
+	DisplaySPICE Display = "spice"
+)
+
 // DiskFormat is how a disk image is laid out in its file.
 type DiskFormat string
 
@@ -149,5 +162,6 @@ type Firewall string
 
 const (
 	FirewallAuto     Firewall = "auto"
+	FirewallNFTables Firewall = "nftables"
 	FirewallIPTables Firewall = "iptables"
 )

@@ -26,12 +26,13 @@ type rawProfile struct {
 
 type rawMachine struct {
 	CPUs     *int         `toml:"cpus" doc:"Number of virtual CPUs." min:"1" max:"1024" default:"1"`
+	MaxCPUs  *int         `toml:"max_cpus" doc:"Number of virtual CPUs that the machine can be given while it runs. Default: cpus." min:"1" max:"1024"`
 	Memory   *Size        `toml:"memory" doc:"Memory of the guest, with its unit: KiB MiB GiB TiB, or KB MB GB TB in powers of ten." example:"512MiB" default:"512MiB"`
 	Accel    *Accel       `toml:"accel" doc:"What executes the guest's code. auto: KVM, else TCG with a warning." enum:"auto,kvm,tcg" default:"auto"`
 	Type     *MachineType `toml:"type" doc:"QEMU's machine." enum:"q35,pc,microvm" default:"q35"`
 	CPU      *string      `toml:"cpu" doc:"QEMU's CPU model." example:"max" default:"max"`
 	Firmware *string      `toml:"firmware" doc:"Firmware of the machine." enum:"bios" later:"uefi" default:"bios"`
-	Display  *string      `toml:"display" doc:"Screen of the machine." enum:"none" later:"vnc,spice" default:"none"`
+	Display  *Display     `toml:"display" doc:"What the machine's screen is seen through. none: there is no screen." enum:"none,vnc,spice" default:"none"`
 	User     *string      `toml:"user" doc:"Whose process QEMU is. Another than the caller needs root." example:"vmuser"`
 	Args     []string     `toml:"args" doc:"Appended to QEMU's command line as they are."`
 }
@@ -71,13 +72,13 @@ type rawNetwork struct {
 	DNS        *bool       `toml:"dns" doc:"Whether vmrun serves DNS. Default: true where guests reach the host's services."`
 	MTU        *int        `toml:"mtu" doc:"Largest packet in bytes. Default: the uplink's or the bridge's, else 1500." min:"576" max:"65535"`
 	HostAccess *HostAccess `toml:"host_access" doc:"What guests reach on the host: services is DHCP, DNS and ping; none is DHCP alone. Default: services for nat, all for host-only; for a vlan none, or services where the host has an address." enum:"services,all,none"`
-	Firewall   *Firewall   `toml:"firewall" doc:"What carries the network's rules." enum:"auto,iptables" later:"nftables" default:"auto"`
+	Firewall   *Firewall   `toml:"firewall" doc:"What carries the network's rules." enum:"auto,nftables,iptables" default:"auto"`
 	Shared     *bool       `toml:"shared" doc:"Whether this is one network for the whole host, whatever file names it." default:"false"`
 	Bridge     *string     `toml:"bridge" doc:"Existing bridge to join." example:"br0"`
+	Libvirt    *string     `toml:"libvirt" doc:"Network of libvirt's to join." example:"default"`
 	Uplink     *string     `toml:"uplink" doc:"Physical interface: the VLAN's, or the one to make a bridge over." example:"eth1"`
+	Takeover   *bool       `toml:"takeover" doc:"Whether the uplink may be one that the host itself uses: its addresses and routes move to the bridge, and back at the end. Default: false."`
 	VLAN       *int        `toml:"vlan" doc:"VLAN number." min:"1" max:"4094" why:"0 means no VLAN and 4095 is reserved by IEEE 802.1Q"`
 	Tenant     *string     `toml:"tenant" doc:"Whose network it is, for people." example:"acme"`
-	Takeover   any         `toml:"takeover" later:"*"`
-	Libvirt    any         `toml:"libvirt" later:"*"`
 	Group      any         `toml:"group" later:"*"`
 }

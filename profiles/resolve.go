@@ -13,9 +13,18 @@ func resolve(document *node, faults *Faults) *Profile {
 	p := placeOf(document, faults)
 	var raw rawProfile
 	decodeTable(p, reflect.ValueOf(&raw).Elem())
+	profile := resolveTables(p, raw)
+	profile.Name = resolveName(p.at("name"), raw.Name)
+	checkStart(p, profile.Machine.Type)
+	checkMicro(p, profile)
+	return profile
+}
+
+// resolveTables resolves all that stands in tables, which need not make up a
+// machine.
+func resolveTables(p place, raw rawProfile) *Profile {
 	networks := resolveNetworks(p.at("networks"), raw.Networks)
-	profile := &Profile{
-		Name:     resolveName(p.at("name"), raw.Name),
+	return &Profile{
 		File:     p.src.path,
 		Machine:  resolveMachine(p.at("machine"), raw.Machine),
 		Boot:     resolveBoot(p.at("boot"), raw.Boot),
@@ -23,9 +32,6 @@ func resolve(document *node, faults *Faults) *Profile {
 		NICs:     resolveNICs(p, raw.NICs, networks),
 		Networks: networks,
 	}
-	checkStart(p, profile.Machine.Type)
-	checkMicro(p, profile)
-	return profile
 }
 
 // or is the value of a key, or where the file is silent its default.
@@ -38,12 +44,12 @@ func or[T any](value *T, initial T) T {
 
 func resolveName(p place, raw *string) string {
 	if raw != nil {
-		p.check(checkLabel(*raw))
+		p.check(CheckName(*raw))
 		return *raw
 	}
 	base := filepath.Base(p.src.path)
 	name := strings.TrimSuffix(base, filepath.Ext(base))
-	if err := checkLabel(name); err != nil && !p.exists() {
+	if err := CheckName(name); err != nil && !p.exists() {
 		p.faultf("missing, and the file's name does not serve: %v", err)
 	}
 	return name
@@ -74,18 +80,29 @@ func checkMicro(p place, profile *Profile) {
 
 func resolveMachine(p place, raw rawMachine) Machine {
 	m := Machine{
-		CPUs:   or(raw.CPUs, 1),
-		Memory: or(raw.Memory, 512*MiB),
-		Accel:  or(raw.Accel, AccelAuto),
-		Type:   or(raw.Type, Q35),
-		CPU:    or(raw.CPU, "max"),
-		User:   or(raw.User, ""),
-		Args:   raw.Args,
+		CPUs:    or(raw.CPUs, 1),
+		Memory:  or(raw.Memory, 512*MiB),
+		Accel:   or(raw.Accel, AccelAuto),
+		Type:    or(raw.Type, Q35),
+		CPU:     or(raw.CPU, "max"),
+		Display: or(raw.Display, DisplayNone),
+		User:    or(raw.User, ""),
+		Args:    raw.Args,
+	}
+	m.MaxCPUs = or(raw.MaxCPUs, m.CPUs)
+	switch {
+	case m.MaxCPUs < m.CPUs:
+		p.at("max_cpus").faultf("%d is less than the machine's %d CPUs", m.MaxCPUs, m.CPUs)
+	case m.MaxCPUs > m.CPUs && m.Type == MicroVM:
+		p.at("max_cpus").faultf("a microvm keeps the CPUs that it starts with: use type q35 or pc")
 	}
 	if m.Memory < minMemory || m.Memory > maxMemory {
 		p.at("memory").faultf("%v is out of range %v to %v", m.Memory, minMemory, maxMemory)
 	}
 	p.at("cpu").check(checkCPU(m.CPU))
+	if m.Type == MicroVM && m.Display != DisplayNone {
+		p.at("display").faultf("a microvm has no screen: use type q35 or pc, or display none")
+	}
 	if raw.User != nil {
 		p.at("user").check(checkUser(m.User))
 	}
@@ -173,15 +190,23 @@ func resolveDisk(p place, raw rawDisk) Disk {
 	return d
 }
 
-// keptFormat tells the format of a disk that the guest may write. It is never
-// found from the content: a guest can write the header of another format into
-// a raw image, and have the host open a file of its choice as backing file.
-func keptFormat(p place, path string) DiskFormat {
+// KeptFormat tells the format of a disk that the guest may write by its suffix;
+// FormatAuto where that does not tell. It is never found from the content: a guest
+// can write the header of another format into a raw image, and have the host
+// open a file of its choice as backing file.
+func KeptFormat(path string) DiskFormat {
 	switch filepath.Ext(path) {
 	case ".qcow2":
 		return FormatQCOW2
 	case ".raw", ".img":
 		return FormatRaw
+	}
+	return FormatAuto
+}
+
+func keptFormat(p place, path string) DiskFormat {
+	if format := KeptFormat(path); format != FormatAuto {
+		return format
 	}
 	p.at("format").faultf("missing: set qcow2 or raw, since the guest of a kept disk could change what is found in %s", quote(filepath.Base(path)))
 	return FormatAuto

@@ -8,7 +8,7 @@ import (
 	"strconv"
 )
 
-// labelPattern is checkLabel's rule as a regular expression of ECMA 262.
+// labelPattern is CheckName's rule as a regular expression of ECMA 262.
 const labelPattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 // object is a JSON object; encoding/json orders its keys.

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -13,12 +14,26 @@ import (
 // Check looks whether this process has the privilege that a plan needs, whether
 // its files are there and may be read, and whether the host's ports that it
 // forwards are free. It changes nothing. What it finds is a *HostError, or
-// several joined. Launch begins with it.
-func (plan *Plan) Check() error {
+// several joined. Launch begins with it. Where a machine of the plan's name was
+// just killed, it waits until that is gone, some seconds at most.
+func (plan *Plan) Check(ctx context.Context, h Host) error {
+	awaitKilled(ctx, h, plan.Name)
 	var errs []error
 	for _, what := range plan.NeedsRoot {
 		errs = append(errs, lacks(NeedPrivilege, "%s", what))
 	}
+	errs = append(errs, plan.checkFiles())
+	for _, nic := range plan.NICs {
+		for _, f := range nic.Forwards {
+			errs = append(errs, checkPort(f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkFiles is the part of Check that looks at files.
+func (plan *Plan) checkFiles() error {
+	var errs []error
 	for _, file := range []string{plan.Kernel, plan.Initrd} {
 		if file != "" {
 			errs = append(errs, checkFile(file))
@@ -27,9 +42,11 @@ func (plan *Plan) Check() error {
 	for _, d := range plan.Disks {
 		errs = append(errs, checkDisk(d.Path, d.Keep))
 	}
-	for _, nic := range plan.NICs {
-		for _, f := range nic.Forwards {
-			errs = append(errs, checkPort(f))
+	if plan.Restore != nil {
+		for _, d := range plan.Restore.Devices {
+			if d.Disk != nil {
+				errs = append(errs, checkDisk(d.Disk.Path, d.Disk.Keep))
+			}
 		}
 	}
 	return errors.Join(errs...)

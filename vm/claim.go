@@ -2,56 +2,111 @@ package vm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/gofrs/flock"
+
+	"github.com/vmrun/vmrun/vm/wire"
 )
 
-// state is what state.json says of a running virtual machine.
-type state struct {
-	Version    int         `json:"version"`
-	Name       string      `json:"name"`
-	Profile    string      `json:"profile"`
-	Supervisor int         `json:"supervisor"` // process id
-	QEMU       int         `json:"qemu"`       // process id
-	Accel      string      `json:"accel"`
-	NICs       []NICStatus `json:"nics,omitempty"`
-}
-
-const (
-	stateVersion = 1
-	stateFile    = "state.json"
-	newSuffix    = ".new" // of the state while it is written
-)
-
-// claimName makes the virtual machine's folder and takes its lock. The lock is
-// never unlinked: it would have two owners then. The logs stay too, until the
-// next launch.
-func (l *launch) claimName(context.Context) error {
-	l.dir = filepath.Join(l.host.Dirs.Runtime, "vms", l.plan.Name)
-	if err := makeFolders(l.host.Dirs.Runtime, l.dir); err != nil {
-		return fmt.Errorf("make folder: %w", err)
-	}
-	lock := flock.New(filepath.Join(l.dir, "lock"))
-	taken, err := lock.TryLock()
-	if err != nil {
-		return fmt.Errorf("claim name: %w", err)
-	}
-	if !taken {
-		return lacks(NeedName, "claim name: a virtual machine %q is running%s", l.plan.Name, l.owner())
-	}
-	l.undo.push(lock.Close)
-	if l.qemuLog, err = l.createLog("qemu.log"); err != nil {
+// claimName makes the virtual machine's folder, takes its lock and listens at its
+// control socket. The lock is never unlinked: it would have two owners then. The
+// logs stay too, until the next launch.
+func (l *launch) claimName(ctx context.Context) (err error) {
+	if l.dir, err = MakeFolder(l.host, l.plan.Name); err != nil {
 		return err
 	}
-	l.consoleLog, err = l.createLog("console.log")
+	if err := l.lock(ctx); err != nil {
+		return err
+	}
+	if kept, ok := findKept(l.host, l.plan.Name); ok {
+		return lacks(NeedRemoval, "claim name: the state of a virtual machine %q is kept%s", l.plan.Name, kept.whose())
+	}
+	l.record = &record{path: filepath.Join(l.dir, stateFile), state: State{
+		Name: l.plan.Name, Profile: l.plan.Profile, Phase: Starting, Supervisor: os.Getpid(),
+		Started: time.Now().Round(0), Keep: l.options.Keep, Plan: l.plan,
+	}}
+	l.undo.push(l.forget)
+	if err := l.record.update(func(*State) {}); err != nil {
+		return err
+	}
+	if err := l.listen(); err != nil {
+		return err
+	}
+	if l.qemuLog, err = l.createLog(QEMULog); err != nil {
+		return err
+	}
+	l.consoleLog, err = l.createLog(ConsoleLog)
 	return err
+}
+
+// Whoever looks whether a machine lives may hold its lock for a moment.
+const (
+	lockAttempts = 20
+	lockInterval = 5 * time.Millisecond
+)
+
+// lock takes the machine's lock.
+func (l *launch) lock(ctx context.Context) error {
+	lock := flock.New(filepath.Join(l.dir, lockFile))
+	for range lockAttempts {
+		taken, err := lock.TryLock()
+		if err != nil {
+			return fmt.Errorf("claim name: %w", err)
+		}
+		if taken {
+			l.undo.push(lock.Close)
+			return nil
+		}
+		select {
+		case <-time.After(lockInterval):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	other := ""
+	if s, err := readState(filepath.Join(l.dir, stateFile)); err == nil {
+		other = Machine{State: s}.whose()
+	}
+	return lacks(NeedName, "claim name: a virtual machine %q is running%s", l.plan.Name, other)
+}
+
+// whose tells which process and profile a machine is of.
+func (m Machine) whose() string {
+	switch {
+	case m.Err != nil || m.Supervisor == 0:
+		return ""
+	case m.End != nil:
+		return fmt.Sprintf(" (profile %s)", m.Profile)
+	}
+	return fmt.Sprintf(" (process %d, profile %s)", m.Supervisor, m.Profile)
+}
+
+// listen binds the control socket. Whoever connects before it is served waits.
+func (l *launch) listen() (err error) {
+	if l.control, err = wire.Listen(l.dir, SocketFile); err != nil {
+		return err
+	}
+	l.undo.push(func() error {
+		return errors.Join(l.control.Close(), removeIfThere(filepath.Join(l.dir, SocketFile)))
+	})
+	return nil
+}
+
+// MakeFolder makes the folder that a machine of a name has while it lives, and
+// returns its path.
+func MakeFolder(h Host, name string) (string, error) {
+	dir := filepath.Join(vmsFolder(h.Dirs.Runtime), name)
+	if err := makeFolders(h.Dirs.Runtime, dir); err != nil {
+		return "", fmt.Errorf("make folder: %w", err)
+	}
+	return dir, nil
 }
 
 // makeFolders makes a folder below a root that others may pass through. A root
@@ -80,50 +135,18 @@ func checkRoot(root string) error {
 	return nil
 }
 
-// owner tells whose the name is, as far as the state says so.
-func (l *launch) owner() string {
-	data, err := os.ReadFile(l.statePath())
-	var s state
-	if err != nil || json.Unmarshal(data, &s) != nil || s.Supervisor == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" (process %d, profile %s)", s.Supervisor, s.Profile)
-}
-
-func (l *launch) createLog(name string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(l.dir, name), os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
+func (l *launch) createLog(name string) (*logFile, error) {
+	f, err := createLog(filepath.Join(l.dir, name), l.host.log())
 	if err != nil {
-		return nil, fmt.Errorf("make log: %w", err)
+		return nil, err
 	}
 	l.undo.push(f.Close)
 	return f, nil
 }
 
-func (l *launch) statePath() string { return filepath.Join(l.dir, stateFile) }
-
-// recordState writes state.json, in one piece.
+// recordState tells in state.json what has come to run.
 func (l *launch) recordState(context.Context) error {
-	data, err := json.MarshalIndent(state{
-		Version: stateVersion, Name: l.plan.Name, Profile: l.plan.Profile,
-		Supervisor: os.Getpid(), QEMU: l.process.cmd.Process.Pid, Accel: l.process.accel, NICs: l.status(),
-	}, "", "\t")
-	if err != nil {
-		return fmt.Errorf("write state: %w", err)
-	}
-	temporary := l.statePath() + newSuffix
-	l.undo.push(func() error { return removeIfThere(l.statePath()) })
-	if err := os.WriteFile(temporary, append(data, '\n'), 0o600); err != nil {
-		return errors.Join(fmt.Errorf("write state: %w", err), removeIfThere(temporary))
-	}
-	if err := os.Rename(temporary, l.statePath()); err != nil {
-		return errors.Join(fmt.Errorf("write state: %w", err), removeIfThere(temporary))
-	}
-	return nil
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return l.record.update(func(s *State) {
+		s.QEMU, s.Accel, s.NICs = l.process.cmd.Process.Pid, l.process.accel, l.status()
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 
 	"github.com/vmrun/vmrun/images"
+	"github.com/vmrun/vmrun/images/guest"
+	"github.com/vmrun/vmrun/vm/agent"
 	"github.com/vmrun/vmrun/vm/qemu"
 )
 
@@ -58,19 +60,21 @@ func plannedLayers(index int, d images.DiskSpec) []images.Layer {
 // config describes the virtual machine to QEMU.
 func (plan *Plan) config(s settings) qemu.Config {
 	c := qemu.Config{
-		Name: plan.Name, Machine: plan.Machine, Accel: s.accel, CPU: plan.CPU, CPUs: plan.CPUs, Memory: plan.Memory,
+		Name: plan.Name, Machine: plan.Machine, Accel: s.accel, CPU: plan.CPU, CPUs: plan.CPUs, MaxCPUs: plan.MaxCPUs, Memory: plan.Memory,
 		Kernel: s.kernel, Initrd: s.initrd, Cmdline: plan.Cmdline,
 		Console: s.fd(fdConsole), QMP: s.fd(fdQMP),
 		// The guest begins when all is ready to see what it does.
 		Paused:   true,
 		NoReboot: plan.noReboot(),
+		Incoming: plan.Restore != nil,
+		Display:  plan.Display,
 		Extra:    plan.Args,
 	}
 	if s.accel == qemu.TCG {
 		c.CPU = tcgCPU(plan.CPU)
 	}
-	if plan.Micro != nil {
-		c.Exit = s.fd(fdExit)
+	for _, p := range plan.ports() {
+		c.Ports = append(c.Ports, qemu.Port{ID: p.fd, Name: p.name, FD: s.fd(p.fd)})
 	}
 	for i, layers := range s.disks {
 		disk := qemu.Disk{Throwaway: !plan.Disks[i].Keep}
@@ -85,6 +89,20 @@ func (plan *Plan) config(s settings) qemu.Config {
 		})
 	}
 	return c
+}
+
+// guestPort is a virtio-serial port, by the descriptor and by the guest's name
+// for it.
+type guestPort struct{ fd, name string }
+
+// ports are those by which the guest is spoken with: an agent's each, and the
+// one by which the micro guest tells its command's exit code.
+func (plan *Plan) ports() []guestPort {
+	own := guestPort{fdAgent, agent.VMRunPort}
+	if plan.Micro != nil {
+		return []guestPort{{fdExit, guest.ExitPort}, own}
+	}
+	return []guestPort{own, {fdQGA, agent.QGAPort}}
 }
 
 // noReboot is for guests that never reboot in order. The micro guest does so
@@ -118,6 +136,8 @@ const (
 	fdConsole = "console"
 	fdQMP     = "qmp"
 	fdExit    = "exit"
+	fdAgent   = "agent"
+	fdQGA     = "qga"
 	fdKernel  = "kernel"
 	fdInitrd  = "initrd"
 )

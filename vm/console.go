@@ -1,11 +1,14 @@
 package vm
 
 import (
+	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
+	"time"
+
+	"github.com/vmrun/vmrun/vm/agent"
 )
 
 // consoleRing is how much of a guest's output is kept for readers, in bytes.
@@ -14,9 +17,9 @@ const consoleRing = 1 << 20
 // console is the host's end of a guest's serial port. What the guest writes is
 // taken at once, whoever reads it and however slowly: a guest never waits.
 type console struct {
-	conn net.Conn
-	log  io.Writer // gets everything
-	warn *slog.Logger
+	conn  net.Conn
+	log   io.Writer     // gets everything, and never fails
+	input chan struct{} // holds a token while somebody writes to the guest
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -25,8 +28,8 @@ type console struct {
 	eof     bool
 }
 
-func newConsole(conn net.Conn, log io.Writer, warn *slog.Logger) *console {
-	c := &console{conn: conn, log: log, warn: warn, ring: make([]byte, consoleRing)}
+func newConsole(conn net.Conn, log io.Writer) *console {
+	c := &console{conn: conn, log: log, input: make(chan struct{}, 1), ring: make([]byte, consoleRing)}
 	c.changed = sync.NewCond(&c.mu)
 	return c
 }
@@ -37,7 +40,7 @@ func (c *console) drain() {
 	for {
 		n, err := c.conn.Read(buf)
 		if n > 0 {
-			c.record(buf[:n])
+			c.log.Write(buf[:n])
 			c.publish(buf[:n])
 		}
 		if err != nil {
@@ -50,20 +53,23 @@ func (c *console) drain() {
 	}
 }
 
-// record appends to the log, which ends with the first failure: a full disk
-// must not stop the guest.
-func (c *console) record(output []byte) {
-	if _, err := c.log.Write(output); err != nil {
-		c.warn.Warn("the console is no longer logged", "cause", err)
-		c.log = io.Discard
-	}
-}
-
 // silent tells that the guest has written nothing so far.
 func (c *console) silent() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.end == 0
+}
+
+// tail is a copy of the last bytes of the output so far.
+func (c *console) tail(most int64) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := int64(len(c.ring))
+	tail := make([]byte, 0, most)
+	for at := max(0, c.end-min(most, size)); at < c.end; at++ {
+		tail = append(tail, c.ring[at%size])
+	}
+	return tail
 }
 
 func (c *console) publish(output []byte) {
@@ -82,6 +88,7 @@ func (c *console) publish(output []byte) {
 // may be called at the same time.
 type Console struct {
 	console *console
+	agent   *agent.VMRun
 	pos     int64 // offset of the next byte to read
 	closed  bool  // by Close; guarded by console.mu
 }
@@ -110,7 +117,55 @@ func (v *Console) Read(p []byte) (int, error) {
 }
 
 // Write sends input to the guest, and waits while the guest does not take it.
-func (v *Console) Write(p []byte) (int, error) { return v.console.conn.Write(p) }
+func (v *Console) Write(p []byte) (int, error) { return v.WriteContext(context.Background(), p) }
+
+// WriteContext is Write until a context ends.
+func (v *Console) WriteContext(ctx context.Context, p []byte) (int, error) {
+	c := v.console
+	select {
+	case c.input <- struct{}{}:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	defer func() { <-c.input }()
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		c.conn.SetWriteDeadline(time.Unix(1, 0)) // errs only on a closed connection
+	})
+	n, err := c.conn.Write(p)
+	if !stop() {
+		<-interrupted
+		c.conn.SetWriteDeadline(time.Time{})
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return n, err
+}
+
+// Resize tells the guest the size of the terminal that shows this view, if vmrun's
+// own agent is in the guest, now or later; any other guest stays as it is. Of
+// several views the last one that was resized counts. It does not wait.
+func (v *Console) Resize(size agent.Size) { v.agent.ResizeConsole(size) }
+
+// backTo moves the view to the last so many lines.
+func (v *Console) backTo(lines int) {
+	c := v.console
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := int64(len(c.ring))
+	oldest := max(0, c.end-size)
+	for v.pos = c.end; lines > 0 && v.pos > oldest; v.pos-- {
+		// The last line's own end begins no other.
+		if v.pos == c.end || c.ring[(v.pos-1)%size] != '\n' {
+			continue
+		}
+		if lines--; lines == 0 {
+			return
+		}
+	}
+}
 
 // Close ends this view; a Read that waits returns. The guest sees nothing of it.
 func (v *Console) Close() error {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmrun/vmrun/images"
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // DetectHost finds out about this machine. Executable is the vmrun binary that
@@ -24,21 +25,15 @@ import (
 // What is not installed is left empty; an error is something that could not be
 // found out.
 func DetectHost(executable string, env []string) (Host, error) {
-	vars := environment(env)
-	h := Host{
-		Executable: executable,
-		QEMU:       vars.look("qemu-system-x86_64"),
-		QEMUImg:    vars.look("qemu-img"),
-		Busybox:    staticBusybox(vars),
-		EUID:       os.Geteuid(),
-		Privileged: hasNetAdmin(),
-		KVM:        detectDevice("/dev/kvm"),
-		LookupUser: lookupUser,
-	}
-	var err error
-	if h.Dirs, err = detectDirs(vars); err != nil {
+	h, err := LocateHost(executable, env)
+	if err != nil {
 		return Host{}, err
 	}
+	vars := environment(env)
+	h.QEMU, h.QEMUImg = vars.look("qemu-system-x86_64"), vars.look("qemu-img")
+	h.Busybox = staticBusybox(vars)
+	h.KVM = detectDevice("/dev/kvm")
+	h.LookupUser = lookupUser
 	if h.User, err = detectUser(vars); err != nil {
 		return Host{}, err
 	}
@@ -49,6 +44,29 @@ func DetectHost(executable string, env []string) (Host, error) {
 	h.Kernel, err = images.FindKernel(h.KernelDirs...)
 	if _, none := errors.AsType[*images.NoKernelError](err); err != nil && !none {
 		return Host{}, err
+	}
+	return h, nil
+}
+
+// LocateHost is DetectHost without what only launches need: programs, kernels and
+// users. It is enough to find machines and networks.
+func LocateHost(executable string, env []string) (Host, error) {
+	vars := environment(env)
+	h := Host{
+		Executable: executable,
+		EUID:       os.Geteuid(),
+		Privileged: hasNetAdmin(),
+		Firewall:   vars.get("VMRUN_FIREWALL"),
+	}
+	if _, err := firewall.ParseWish(h.Firewall); err != nil {
+		return Host{}, fmt.Errorf("read VMRUN_FIREWALL: %w", err)
+	}
+	var err error
+	if h.Dirs, err = detectDirs(vars); err != nil {
+		return Host{}, err
+	}
+	if h.Privileged {
+		h.Dirs.RootRuntime = "" // it sets its own up
 	}
 	return h, nil
 }
@@ -116,7 +134,7 @@ func isStatic(path string) bool {
 // a user namespace that is not necessarily user 0.
 func detectDirs(vars environment) (Dirs, error) {
 	uid := os.Getuid()
-	dirs := Dirs{Runtime: "/run/vmrun", State: "/var/lib/vmrun", Cache: "/var/cache/vmrun"}
+	dirs := Dirs{Runtime: "/run/vmrun", RootRuntime: "/run/vmrun", State: "/var/lib/vmrun", Cache: "/var/cache/vmrun"}
 	if !owned("/run") || !owned("/var/lib") {
 		home := vars.get("HOME")
 		dirs.State = below(vars.get("XDG_STATE_HOME"), filepath.Join(home, ".local/state"))
@@ -128,6 +146,7 @@ func detectDirs(vars environment) (Dirs, error) {
 	}
 	for name, dir := range map[string]*string{
 		"VMRUN_RUNTIME_DIR": &dirs.Runtime, "VMRUN_STATE_DIR": &dirs.State, "VMRUN_CACHE_DIR": &dirs.Cache,
+		"VMRUN_ROOT_RUNTIME_DIR": &dirs.RootRuntime,
 	} {
 		if value := vars.get(name); value != "" {
 			*dir = value
@@ -136,7 +155,38 @@ func detectDirs(vars environment) (Dirs, error) {
 			return Dirs{}, fmt.Errorf("use folder %q: not an absolute path (set %s, or HOME)", *dir, name)
 		}
 	}
-	return dirs, nil
+	return dirs, dirs.checkApart()
+}
+
+// checkApart refuses folders for running and for kept state where one would take
+// the other's for its own: a VM's next run would remove what was kept of it.
+func (d Dirs) checkApart() error {
+	runtime, state := resolved(d.Runtime), resolved(d.State)
+	const apart = "what is kept of a VM would be lost: set VMRUN_RUNTIME_DIR or VMRUN_STATE_DIR to another folder"
+	if runtime == state {
+		return fmt.Errorf("use folder %s for running and for kept state: %s", d.Runtime, apart)
+	}
+	for inner, outer := range map[string]string{runtime: state, state: runtime} {
+		rest, err := filepath.Rel(outer, inner)
+		first, _, _ := strings.Cut(rest, "/")
+		if err == nil && slices.Contains(ownFolders, first) {
+			return fmt.Errorf("use folders %s for running and %s for kept state: one is among the other's own: %s", d.Runtime, d.State, apart)
+		}
+	}
+	return nil
+}
+
+// ownFolders are those that vmrun has in its folders, with what it finds there
+// for its own.
+var ownFolders = []string{"vms", "nets", "host", "leases"}
+
+// resolved is a path without symbolic links, as far as it is there.
+func resolved(path string) string {
+	path = filepath.Clean(path)
+	if real, err := filepath.EvalSymlinks(path); err == nil || path == "/" {
+		return real
+	}
+	return filepath.Join(resolved(filepath.Dir(path)), filepath.Base(path))
 }
 
 func below(dir, fallback string) string {

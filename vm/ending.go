@@ -2,14 +2,11 @@ package vm
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
-
-	"github.com/vmrun/vmrun/qmp"
 )
 
 // Reasons for the end of a virtual machine: those of QEMU's SHUTDOWN event
@@ -83,29 +80,6 @@ func (e Ending) Err() error {
 		return fmt.Errorf("QEMU ended without a reason (%s)", e.QEMU)
 	}
 	return nil
-}
-
-// shutdownReason reads events until there are no more and returns the reason of
-// the first SHUTDOWN, at which it calls guestGone. A reset that the machine goes
-// on from is another event.
-func shutdownReason(events <-chan qmp.Event, guestGone func()) string {
-	reason, panicked := "", false
-	for e := range events {
-		switch e.Name {
-		case "GUEST_PANICKED":
-			panicked = true
-		case "SHUTDOWN":
-			guestGone()
-			var data struct{ Reason string }
-			if reason == "" && json.Unmarshal(e.Data, &data) == nil {
-				reason = data.Reason
-			}
-		}
-	}
-	if panicked {
-		return GuestPanic
-	}
-	return reason
 }
 
 // readExit reads the micro guest's exit port until the guest is gone, and tells

@@ -76,19 +76,36 @@ func (q fakeQEMU) serve() {
 		var c struct {
 			Execute string
 			ID      json.RawMessage
+
+			Arguments fakeArguments
 		}
 		if err := commands.Decode(&c); err != nil {
 			os.Exit(3)
 		}
-		q.do(c.Execute, string(c.ID))
+		q.do(c.Execute, string(c.ID), c.Arguments)
 	}
 }
 
-func (q fakeQEMU) do(command, id string) {
+// fakeArguments are those of commands that the fake looks at.
+type fakeArguments struct{ ID string }
+
+func (q fakeQEMU) do(command, id string, arguments fakeArguments) {
 	reply := func(result string) { q.say(fmt.Sprintf(`{"return": %s, "id": %s}`, result, id)) }
 	switch {
 	case command == "query-status":
-		reply(fmt.Sprintf(`{"running": %v}`, q.behaviour != "paused"))
+		word := map[bool]string{true: "running", false: "paused"}[q.behaviour != "paused"]
+		reply(fmt.Sprintf(`{"running": %v, "status": %q}`, word == "running", word))
+	case command == "system_reset" && q.behaviour == "echo":
+		reply("{}")
+		q.event("RESET", `{"guest": false, "reason": "host-qmp-system-reset"}`)
+	case command == "stop" || command == "set-action":
+		fmt.Fprintln(q.console, command)
+		reply("{}")
+	case command == "device_del" && q.behaviour == "late":
+		q.say(fmt.Sprintf(`{"error": {"class": "DeviceNotFound", "desc": "the fake has none"}, "id": %s}`, id))
+	case command == "device_del":
+		reply("{}")
+		q.event("DEVICE_DELETED", fmt.Sprintf(`{"device": %q}`, arguments.ID))
 	case command == "quit" && q.behaviour == "stubborn":
 		fmt.Fprintln(q.console, "quit")
 	case command == "cont" && q.behaviour == "refuse":
@@ -234,7 +251,7 @@ func (n *fakeNet) attach(_ context.Context, _ netsetup.Host, _ netsetup.Spec, p 
 
 func (p *fakePort) Files() []*os.File { return p.files }
 
-func (p *fakePort) CloseFiles() error {
+func (p *fakePort) closeFiles() error {
 	var errs []error
 	for _, f := range p.files {
 		errs = append(errs, f.Close())
@@ -258,7 +275,7 @@ func (p *fakePort) Close() error {
 	if p.net.left != nil {
 		p.net.left <- struct{}{}
 	}
-	return errors.Join(p.CloseFiles(), p.net.leaving)
+	return errors.Join(p.closeFiles(), p.net.leaving)
 }
 
 // fixture is a host with a fake QEMU and a fake network.

@@ -26,7 +26,8 @@ const (
 // the port is taken as long as it lives, and nothing of it outlives the
 // process.
 type forwarding struct {
-	target netip.AddrPort
+	guest  func() netip.Addr // zero: not known yet
+	port   uint16            // of the guest
 	log    *slog.Logger
 	ctx    context.Context // ends with the forwarding
 	cancel context.CancelFunc
@@ -34,12 +35,12 @@ type forwarding struct {
 	close  func() error // the listening socket's
 }
 
-// newForwarding listens at a port of the host and carries it to the guest. The
-// caller closes the forwarding.
-func newForwarding(f profiles.Forward, guest netip.Addr, log *slog.Logger) (*forwarding, error) {
+// newForwarding listens at a port of the host and carries it to the guest, whose
+// address may become known later. The caller closes the forwarding.
+func newForwarding(f profiles.Forward, guest func() netip.Addr, log *slog.Logger) (*forwarding, error) {
 	fw := &forwarding{
-		target: netip.AddrPortFrom(guest, f.GuestPort),
-		log:    log.With("forward", netip.AddrPortFrom(f.HostAddr, f.HostPort).String()+"/"+f.Proto),
+		guest: guest, port: f.GuestPort,
+		log: log.With("forward", netip.AddrPortFrom(f.HostAddr, f.HostPort).String()+"/"+f.Proto),
 	}
 	if f.Proto == "udp" {
 		conn, err := listenUDP(f)
@@ -95,8 +96,7 @@ func (fw *forwarding) serveTCP(accept func() (*net.TCPConn, error)) {
 // carryTCP joins a client with the guest until both have said their last word.
 func (fw *forwarding) carryTCP(client *net.TCPConn) {
 	defer client.Close()
-	dialer := net.Dialer{Timeout: dialTimeout}
-	conn, err := dialer.DialContext(fw.ctx, "tcp", fw.target.String())
+	conn, err := fw.dialTCP()
 	if err != nil {
 		fw.log.Info("guest does not answer", "cause", err)
 		client.SetLinger(0) // the client is refused as well, as far as still possible
@@ -110,6 +110,34 @@ func (fw *forwarding) carryTCP(client *net.TCPConn) {
 	both.Go(func() { copyHalf(guest, client, abort) })
 	both.Go(func() { copyHalf(client, guest, abort) })
 	both.Wait()
+}
+
+var errNoAddress = errors.New("the guest has no address yet")
+
+// target is where the guest is.
+func (fw *forwarding) target() (netip.AddrPort, error) {
+	guest := fw.guest()
+	if !guest.IsValid() {
+		return netip.AddrPort{}, errNoAddress
+	}
+	return netip.AddrPortFrom(guest, fw.port), nil
+}
+
+func (fw *forwarding) dialTCP() (net.Conn, error) {
+	target, err := fw.target()
+	if err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: dialTimeout}
+	return dialer.DialContext(fw.ctx, "tcp", target.String())
+}
+
+func (fw *forwarding) dialUDP() (*net.UDPConn, error) {
+	target, err := fw.target()
+	if err != nil {
+		return nil, err
+	}
+	return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(target))
 }
 
 // copyHalf copies one direction and passes on its end.
@@ -156,7 +184,7 @@ func (fw *forwarding) udpClient(clients *udpClients, listener *net.UDPConn, clie
 	if len(clients.conns) >= maxUDPClients {
 		return nil
 	}
-	guest, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(fw.target))
+	guest, err := fw.dialUDP()
 	if err != nil {
 		fw.log.Info("guest is out of reach", "cause", err)
 		return nil

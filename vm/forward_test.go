@@ -29,7 +29,7 @@ func forward(t *testing.T, proto string, guest net.Addr) (*forwarding, string) {
 	}
 	addr := netip.MustParseAddrPort("127.0.0.1:" + port)
 	f.GuestPort = addr.Port()
-	fw, err := newForwarding(f, loopback, slog.New(slog.DiscardHandler))
+	fw, err := newForwarding(f, func() netip.Addr { return loopback }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,11 +181,11 @@ func TestForwardTaken(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
 		f := freePort(t)
 		f.Proto = proto
-		first, err := newForwarding(f, loopback, slog.New(slog.DiscardHandler))
+		first, err := newForwarding(f, func() netip.Addr { return loopback }, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = newForwarding(f, loopback, slog.New(slog.DiscardHandler))
+		_, err = newForwarding(f, func() netip.Addr { return loopback }, slog.New(slog.DiscardHandler))
 		want := "listen on " + netip.AddrPortFrom(f.HostAddr, f.HostPort).String() + "/" + proto + ": address already in use"
 		if lack, ok := errors.AsType[*HostError](err); !ok || lack.Need != NeedPort || err.Error() != want {
 			t.Errorf("second listener: %v, want %s", err, want)

@@ -5,10 +5,15 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+
+	"github.com/vmrun/vmrun/netsetup"
 )
 
 // Host is all that vm takes from the machine that it runs on. DetectHost finds
-// it out; tests and other programs may fill it in as they like.
+// it out, and LocateHost as much as it takes to find machines and networks: neither
+// plans nor launches come from that. Tests and other programs may fill it in as they
+// like. But for its
+// functions it can be written as JSON, for another process to launch a plan.
 type Host struct {
 	Executable string   // a static vmrun binary: re-executed as keeper, and the micro guest's init
 	QEMU       string   // path of qemu-system-x86_64; "": not installed
@@ -22,11 +27,17 @@ type Host struct {
 	User       User   // whose virtual machines these are: the invoking user
 	KVM        Device // /dev/kvm
 	MachineID  string // of /etc/machine-id; "": unknown
+	Firewall   string // what firewall = "auto" stands for; "" or "auto": what suits the host
 
+	Version string // of Executable, for messages
+
+	// CheckOpened tells whether root has opened a network to this process; nil:
+	// netsetup.CheckOpened does.
+	CheckOpened func(netsetup.Spec) error `json:"-"`
 	// LookupUser finds the user that a profile names.
-	LookupUser func(name string) (User, error)
+	LookupUser func(name string) (User, error) `json:"-"`
 	// Log gets warnings and what is worth a line; nil: nothing is logged.
-	Log *slog.Logger
+	Log *slog.Logger `json:"-"`
 }
 
 // Dirs are vmrun's folders. They are made when they are needed.
@@ -34,6 +45,10 @@ type Dirs struct {
 	Runtime string // running state, gone after a reboot
 	State   string // what survives a reboot
 	Cache   string // what can be made again
+
+	// RootRuntime is root's Runtime, where a process without privilege looks for
+	// networks that root has opened to a group; "": this one has the privilege.
+	RootRuntime string
 }
 
 // User is a user of the host with the groups that count.
@@ -65,6 +80,7 @@ const (
 	NeedFile      Need = "file"
 	NeedPort      Need = "port"
 	NeedName      Need = "name"
+	NeedRemoval   Need = "removal" // of a kept machine of the name
 )
 
 // HostError says that a profile is good but the host lacks something for it.

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -107,9 +108,47 @@ func TestDetectHost(t *testing.T) {
 	if h.KernelDirs[0] != "/boot" || h.EUID != os.Geteuid() {
 		t.Errorf("host is %+v", h)
 	}
+	if h, err := DetectHost("/usr/bin/vmrun", append(env, "VMRUN_FIREWALL=iptables")); err != nil || h.Firewall != "iptables" {
+		t.Errorf("firewall %q, error %v", h.Firewall, err)
+	}
+	if _, err := DetectHost("/usr/bin/vmrun", append(env, "VMRUN_FIREWALL=ipfw")); err == nil || !strings.Contains(err.Error(), `VMRUN_FIREWALL: choose firewall: "ipfw" is none of`) {
+		t.Errorf("an unknown firewall: error %v", err)
+	}
 	_, err = DetectHost("/usr/bin/vmrun", []string{"VMRUN_STATE_DIR=state"})
 	if err == nil || !strings.Contains(err.Error(), `use folder "state": not an absolute path`) {
 		t.Errorf("a relative folder: %v", err)
+	}
+}
+
+// Folders of which one would take the other's content for its own are refused.
+func TestFoldersApart(t *testing.T) {
+	base := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(base, "real"), 0o700), os.Symlink("real", filepath.Join(base, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		runtime, state string
+		want           string // of the error; "": none
+	}{
+		{"run", "state", ""},
+		{"real/run", "real/run-state", ""},
+		{"real", "real/state", ""},
+		{"real/run", "real", ""},
+		{"same", "same", "for running and for kept state: what is kept of a VM would be lost"},
+		{"same", "./x/../same/", "would be lost"},
+		{"real/new", "link/new", "would be lost"},
+		{"real", "link/vms", "among the other's own"},
+		{"state/vms/web", "state", "among the other's own"},
+		{"run", "run/nets/deep/er", "among the other's own"},
+	} {
+		err := Dirs{Runtime: filepath.Join(base, tt.runtime), State: base + "/" + tt.state}.checkApart()
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s and %s: %v, want %q", tt.runtime, tt.state, err, tt.want)
+		}
+	}
+	_, err := DetectHost("/usr/bin/vmrun", []string{"HOME=" + base, "VMRUN_RUNTIME_DIR=" + base, "VMRUN_STATE_DIR=" + base})
+	if err == nil || !strings.Contains(err.Error(), "set VMRUN_RUNTIME_DIR or VMRUN_STATE_DIR") {
+		t.Errorf("the same folder: %v", err)
 	}
 }
 

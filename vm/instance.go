@@ -2,24 +2,46 @@ package vm
 
 import (
 	"context"
-	"os"
+	"log/slog"
+	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vmrun/vmrun/qmp"
+	"github.com/vmrun/vmrun/vm/agent"
 )
 
 // Instance is a running virtual machine, or one that has ended and is not yet
 // closed. Its methods may be called from several goroutines.
 type Instance struct {
-	plan    *Plan
-	nics    []NICStatus
-	process *process
-	console *console
-	qemuLog *os.File
-	close   func() error
+	plan      *Plan
+	process   *process
+	console   *console
+	agent     agent.Agent
+	ownAgent  *agent.VMRun // is agent, or a part of it
+	qemuLog   *logFile
+	record    *record
+	control   *net.UnixListener
+	dir       string
+	log       *slog.Logger
+	sightings *sightings
+	hearings  []hearing // by NIC
+	close     func() error
+	display   *display // nil: no screen
+	host      Host
+	disks     []writtenDisk
+	join      attachFunc  // nil: attach
+	inspect   inspectFunc // nil: netsetup.Inspect
+	watchLink watchFunc
+	hot       hotplug
+	dumps     atomic.Int32 // of frames, that were begun
 
+	resets atomic.Int64 // how often it was reset by us
+
+	saving    sync.Mutex // held while a snapshot is made
 	mu        sync.Mutex
 	ending    Ending
+	end       *End // nil: as ending says
 	ladder    stage
 	leaveStep context.CancelFunc // ends the wait at the present step of the ladder
 
@@ -29,12 +51,20 @@ type Instance struct {
 // newInstance takes over what the launch has made, and watches the machine.
 func newInstance(l *launch) *Instance {
 	i := &Instance{
-		plan: l.plan, nics: l.status(), process: l.process, qemuLog: l.qemuLog,
-		console: newConsole(l.process.console, l.consoleLog, l.host.log()),
+		plan: l.plan, process: l.process, qemuLog: l.qemuLog,
+		record: l.record, control: l.control, dir: l.dir, log: l.host.log(),
+		sightings: newSightings(len(l.plan.NICs)), hearings: make([]hearing, len(l.plan.NICs)),
+		console: newConsole(l.process.console, l.consoleLog),
 		close:   sync.OnceValue(l.undo.run),
-		ending:  Ending{micro: l.plan.Micro != nil},
-		ended:   make(chan struct{}),
+		host:    l.host, disks: l.written, join: l.options.attach, inspect: l.options.inspect, watchLink: l.options.watch,
+		ending: Ending{micro: l.plan.Micro != nil},
+		ended:  make(chan struct{}),
 	}
+	i.ownAgent, i.agent = newAgent(l.process.ports)
+	if i.watchLink == nil {
+		i.watchLink = watchTAP
+	}
+	l.connections.push(i.leaveHot)
 	events, _ := l.process.client.Subscribe()
 	watched := i.watch(events, l.startLeaving)
 	// The watchers end with QEMU's ends of the sockets, so this comes before
@@ -47,6 +77,15 @@ func newInstance(l *launch) *Instance {
 	return i
 }
 
+// newAgent speaks with the guest by its ports, which stay the process's.
+func newAgent(ports map[string]*net.UnixConn) (own *agent.VMRun, either agent.Agent) {
+	own = agent.NewVMRun(ports[fdAgent])
+	if qga := ports[fdQGA]; qga != nil {
+		return own, agent.Either{VMRun: own, QGA: agent.NewQGA(qga)}
+	}
+	return own, own
+}
+
 // watch reads all that QEMU and the guest tell until QEMU is gone, and then
 // makes up the ending. At the guest's end, which is a little earlier, it calls
 // guestGone.
@@ -54,9 +93,9 @@ func (i *Instance) watch(events <-chan qmp.Event, guestGone func()) (done <-chan
 	var all sync.WaitGroup
 	var reason string
 	all.Go(i.console.drain)
-	all.Go(func() { reason = shutdownReason(events, guestGone) })
-	if i.process.exit != nil {
-		all.Go(func() { readExit(i.process.exit, i.guestExited) })
+	all.Go(func() { reason = i.follow(events, guestGone) })
+	if exit := i.process.ports[fdExit]; exit != nil {
+		all.Go(func() { readExit(exit, i.guestExited) })
 	}
 	go func() {
 		<-i.process.ended
@@ -84,7 +123,7 @@ func (i *Instance) conclude(reason string) {
 	i.ending.silent = i.console.silent()
 	i.ending.QEMU = i.process.cmd.ProcessState.String()
 	if i.ending.Reason == "" {
-		i.ending.Log = tail(i.qemuLog, 0)
+		i.ending.Log = i.qemuLog.tail(0)
 	}
 }
 
@@ -111,13 +150,37 @@ func (i *Instance) Close() error { return i.close() }
 
 // Console opens a view of the guest's serial port, which begins with the oldest
 // output that is kept. The caller closes it.
-func (i *Instance) Console() *Console { return &Console{console: i.console} }
+func (i *Instance) Console() *Console { return &Console{console: i.console, agent: i.ownAgent} }
+
+// Agent is the way into the guest. The micro guest has one; others do if
+// qemu-guest-agent or vmrun's own agent runs in them.
+func (i *Instance) Agent() agent.Agent { return i.agent }
 
 // QMP is the connection with QEMU. It is closed with the instance.
 func (i *Instance) QMP() *qmp.Client { return i.process.client }
 
+// ConsoleTail is Console from the last so many lines of the output so far.
+func (i *Instance) ConsoleTail(lines int) *Console {
+	v := i.Console()
+	v.backTo(lines)
+	return v
+}
+
 // NICs are the network cards in the plan's order.
-func (i *Instance) NICs() []NICStatus { return i.nics }
+func (i *Instance) NICs() []NICStatus { return i.record.get().NICs }
+
+// Plan is what the machine was launched from. It must not be changed.
+func (i *Instance) Plan() *Plan { return i.plan }
+
+// State is what the machine's state.json says at present.
+func (i *Instance) State() State { return i.record.get() }
+
+// Dir is the machine's folder, which has its logs.
+func (i *Instance) Dir() string { return i.dir }
+
+// ControlSocket is where others ask for this machine. Until somebody accepts
+// they wait. It is closed with the instance.
+func (i *Instance) ControlSocket() *net.UnixListener { return i.control }
 
 // PID is QEMU's process id.
 func (i *Instance) PID() int { return i.process.cmd.Process.Pid }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmrun/vmrun/images"
 	"github.com/vmrun/vmrun/netsetup"
@@ -15,10 +18,13 @@ import (
 // Options are what a launch can do differently.
 type Options struct {
 	Paused bool // the guest waits for the QMP command cont
+	Keep   bool // the machine's state and logs outlive it, until Remove
 
-	attach attachFunc              // nil: netsetup.Attach
-	micro  microFunc               // nil: images.PrepareMicro
-	before func(step string) error // called before each step, which it can prevent; nil: nothing is called
+	attach  attachFunc              // nil: netsetup.Attach
+	micro   microFunc               // nil: images.PrepareMicro
+	watch   watchFunc               // nil: watchTAP
+	inspect inspectFunc             // nil: netsetup.Inspect
+	before  func(step string) error // called before each step, which it can prevent; nil: nothing is called
 }
 
 // Launch carries out a plan and returns the running virtual machine, which the
@@ -44,15 +50,20 @@ func Launch(ctx context.Context, plan *Plan, h Host, o Options) (_ *Instance, er
 		{"boot", l.prepareBoot},      // the micro guest; kernel and initrd as QEMU's user can read them
 		{"networks", l.joinNetworks}, // an open TAP for each NIC
 		{"forwards", l.forwardPorts}, // ports of the host that lead to the guest
+		{"contents", l.putBackDisks}, // of kept images, where a snapshot is restored
 		{"start", l.startQEMU},       // a paused QEMU that answers
+		{"watch", l.watchGuest},      // whatever QEMU and the guest tell
+		{"restore", l.loadMemory},    // of a snapshot
+		{"display", l.openDisplay},   // a socket for viewers of the screen
 		{"release", l.releaseFiles},  // what it inherited is its own
 		{"record", l.recordState},    // whose machine this is, for others to see
-		{"run", l.runGuest},          // watch, then let the guest begin
+		{"run", l.runGuest},          // let the guest begin
 	} {
 		if err := l.run(ctx, step.name, step.do); err != nil {
 			return nil, err
 		}
 	}
+	l.launched = true
 	return l.instance, nil
 }
 
@@ -68,14 +79,18 @@ type launch struct {
 	disconnect  func() error // runs connections once, and waits for it every time
 
 	dir        string // of the virtual machine, below Dirs.Runtime
-	qemuLog    *os.File
-	consoleLog *os.File
+	control    *net.UnixListener
+	record     *record
+	qemuLog    *logFile
+	consoleLog *logFile
 	disks      []*images.Disk
+	written    []writtenDisk // by disk
 	kernel     bootFile
 	initrd     bootFile
 	ports      []port // by NIC; nil: user mode
 	process    *process
 	instance   *Instance
+	launched   bool // all steps were taken
 }
 
 // bootFile is a kernel or an initrd: a path that QEMU can open itself, or a
@@ -97,16 +112,25 @@ func (l *launch) run(ctx context.Context, name string, step func(context.Context
 	return step(ctx)
 }
 
-func (l *launch) check(context.Context) error {
+func (l *launch) check(ctx context.Context) error {
 	for _, w := range l.plan.Warnings {
 		l.host.log().Warn(w)
 	}
-	return l.plan.Check()
+	return l.plan.Check(ctx, l.host)
 }
 
-// openDisks opens the disks, whoever may open them. Overlays have no name.
+// openDisks opens the disks of a machine that boots. Those of a snapshot have to
+// have their content first.
 func (l *launch) openDisks(ctx context.Context) error {
 	l.undo.push(l.lent.run)
+	if l.plan.Restore != nil {
+		return nil
+	}
+	return l.openAll(ctx)
+}
+
+// openAll opens the disks, whoever may open them. Overlays have no name.
+func (l *launch) openAll(ctx context.Context) error {
 	if len(l.plan.Disks) == 0 {
 		return nil
 	}
@@ -121,6 +145,60 @@ func (l *launch) openDisks(ctx context.Context) error {
 		}
 		l.lent.push(disk.Close)
 		l.disks = append(l.disks, disk)
+		written, err := keepOverlay(disk)
+		if err != nil {
+			return err
+		}
+		if written.overlay != nil {
+			l.undo.push(written.overlay.Close)
+		}
+		l.written = append(l.written, written)
+	}
+	return nil
+}
+
+// writtenDisk is what a snapshot needs of a disk that is not kept; the zero value
+// of one that is.
+type writtenDisk struct {
+	overlay *os.File // without a name
+	bases   []string // paths of the images below it
+}
+
+// keepOverlay keeps a disk's overlay open for snapshots, after QEMU has inherited
+// it: it has no name to be opened by. The caller closes it. The images below are not
+// held, as their locks are to end with QEMU.
+func keepOverlay(d *images.Disk) (w writtenDisk, err error) {
+	top := d.Layers[0]
+	if top.Path != "" {
+		return w, nil
+	}
+	fd, err := unix.FcntlInt(top.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return w, fmt.Errorf("keep overlay: %w", err)
+	}
+	w.overlay = os.NewFile(uintptr(fd), "overlay")
+	for _, base := range d.Layers[1:] {
+		w.bases = append(w.bases, base.Path)
+	}
+	return w, nil
+}
+
+// loadMemory has the guest go on from where a snapshot was made.
+func (l *launch) loadMemory(ctx context.Context) error {
+	if l.plan.Restore == nil {
+		return nil
+	}
+	if err := l.instance.bringBack(ctx, *l.plan.Restore); err != nil {
+		return err
+	}
+	f, err := os.Open(l.plan.Restore.Memory)
+	if err != nil {
+		return fmt.Errorf("load memory: %w", err)
+	}
+	defer f.Close()
+	m := migration{l.process.client, l.process.cmd.Process.Pid}
+	if err := unlessStopped(ctx, m.qemu, func(ctx context.Context) error { return m.load(ctx, f) }); err != nil {
+		return fmt.Errorf("load memory: %w", err)
 	}
 	return nil
 }
@@ -184,17 +262,33 @@ func (l *launch) startQEMU(ctx context.Context) error {
 	return nil
 }
 
-// releaseFiles closes our copies of what QEMU inherited: the images' locks and
-// the TAPs are to end with QEMU.
+// releaseFiles closes our copies of what QEMU inherited: the images' locks are
+// to end with QEMU. The TAPs stay open for the sake of its end; see
+// netsetup.Port.Files.
 func (l *launch) releaseFiles(context.Context) error { return l.lent.run() }
 
-// runGuest watches the machine and lets the guest begin.
-func (l *launch) runGuest(ctx context.Context) error {
+// watchGuest begins to read what QEMU and the guest tell.
+func (l *launch) watchGuest(context.Context) error {
 	l.instance = newInstance(l)
-	if l.options.Paused {
+	return nil
+}
+
+// runGuest lets the guest begin.
+func (l *launch) runGuest(ctx context.Context) error {
+	l.watchNICs()
+	restore := l.plan.Restore
+	if l.options.Paused || restore != nil && restore.Paused {
+		l.instance.enter(Paused)
 		return nil
 	}
-	return l.instance.QMP().Run(ctx, "cont", nil, nil)
+	if err := l.instance.QMP().Run(ctx, "cont", nil, nil); err != nil {
+		return err
+	}
+	l.instance.enter(Running)
+	if restore != nil {
+		return l.instance.announce(ctx)
+	}
+	return nil
 }
 
 type (

@@ -18,7 +18,7 @@ import (
 	"github.com/vmrun/vmrun/vm/qemu"
 )
 
-var steps = []string{"check", "claim", "disks", "boot", "networks", "forwards", "start", "release", "record", "run"}
+var steps = []string{"check", "claim", "disks", "boot", "networks", "forwards", "contents", "start", "watch", "restore", "display", "release", "record", "run"}
 
 // everything is a machine that uses all that a launch can acquire.
 func everything(t *testing.T, behaviour string) *fixture {
@@ -28,6 +28,7 @@ func everything(t *testing.T, behaviour string) *fixture {
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	f.profile.Machine.Display = profiles.DisplayVNC
 	f.profile.Disks = []profiles.Disk{{Path: disk, Format: profiles.FormatRaw, Keep: true}}
 	f.profile.Networks = map[string]profiles.Network{"lan": {Name: "lan", Mode: profiles.NAT}, "user": {Name: "user", Mode: profiles.User}}
 	f.profile.NICs = []profiles.NIC{
@@ -99,10 +100,12 @@ func checkClean(t *testing.T, f *fixture, do func()) {
 	if children, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid())); err == nil && len(children) > 0 {
 		t.Errorf("child processes are left: %s", children)
 	}
-	if _, err := os.Stat(filepath.Join(f.host.Dirs.Runtime, "vms/web/state.json")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("state.json is left (%v)", err)
+	for _, file := range []string{stateFile, SocketFile} {
+		if _, err := os.Stat(filepath.Join(f.host.Dirs.Runtime, "vms/web", file)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left (%v)", file, err)
+		}
 	}
-	if err := f.plan(t).Check(); err != nil {
+	if err := f.plan(t).Check(t.Context(), f.host); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 	l := &launch{plan: f.plan(t), host: f.host}
@@ -217,8 +220,8 @@ func TestLaunchCancelled(t *testing.T) {
 func TestDescriptors(t *testing.T) {
 	f := everything(t, "serve")
 	i := f.launch(t)
-	// console, qmp, exit, two queues, one queue, one disk
-	awaitLine(t, i.Console(), "files: 3 4 5 6 7 8 9")
+	// console, qmp, exit, agent, two queues, one queue, one disk
+	awaitLine(t, i.Console(), "files: 3 4 5 6 7 8 9 10")
 	for _, fd := range openFiles() {
 		if target, err := os.Readlink("/proc/self/fd/" + fd); err == nil && strings.HasSuffix(target, "disk.raw") {
 			t.Errorf("descriptor %s still holds the disk", fd)

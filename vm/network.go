@@ -14,7 +14,6 @@ import (
 // port is a NIC's end on a network: a *netsetup.Port, or in tests another.
 type port interface {
 	Files() []*os.File
-	CloseFiles() error
 	IP() netip.Addr
 	Subnet() netip.Prefix
 	Gateway() netip.Addr
@@ -42,9 +41,7 @@ func (l *launch) joinNetworks(ctx context.Context) error {
 	if join == nil {
 		join = attach
 	}
-	h := netsetup.Host{
-		Executable: l.host.Executable, Runtime: l.host.Dirs.Runtime, State: l.host.Dirs.State, Log: l.host.Log,
-	}
+	h := l.host.NetworkHost()
 	for _, nic := range l.plan.NICs {
 		var p port
 		if nic.Spec != nil {
@@ -52,7 +49,6 @@ func (l *launch) joinNetworks(ctx context.Context) error {
 			if p, err = join(ctx, h, *nic.Spec, *nic.Port); err != nil {
 				return err
 			}
-			l.lent.push(p.CloseFiles)
 		}
 		l.ports = append(l.ports, p)
 		if p != nil && len(p.Files()) != nic.Queues {
@@ -93,10 +89,11 @@ func (l *launch) forwardPorts(context.Context) error {
 			continue
 		}
 		for _, f := range nic.Forwards {
-			if !l.ports[i].IP().IsValid() {
+			// A guest on a network of libvirt's is told its address later.
+			if !l.ports[i].IP().IsValid() && nic.Spec.Libvirt == "" {
 				return fmt.Errorf("forward port %d: network %s does not know the guest's address", f.HostPort, nic.Network)
 			}
-			fw, err := newForwarding(f, l.ports[i].IP(), l.host.log())
+			fw, err := newForwarding(f, l.ports[i].IP, l.host.log())
 			if err != nil {
 				return err
 			}
@@ -110,10 +107,12 @@ func (l *launch) forwardPorts(context.Context) error {
 
 // NICStatus is a NIC of a running virtual machine.
 type NICStatus struct {
+	ID      string       `json:"id,omitempty"` // nic1: the name by which an attached card is detached; "": one of the profile's
 	Network string       `json:"network"`
 	Mode    string       `json:"mode"`
 	MAC     netsetup.MAC `json:"mac"`
-	IP      netip.Addr   `json:"ip,omitzero"`      // zero: not vmrun's to give
+	IP      netip.Addr   `json:"ip,omitzero"`      // reserved; zero: not vmrun's to give
+	Seen    netip.Addr   `json:"seen,omitzero"`    // that the guest was seen to use
 	Subnet  netip.Prefix `json:"subnet,omitzero"`  // zero: unknown, or user mode
 	Gateway netip.Addr   `json:"gateway,omitzero"` //
 	Link    string       `json:"link,omitempty"`   // the TAP's name; "": user mode
@@ -121,15 +120,29 @@ type NICStatus struct {
 	Members int          `json:"members"`          // of the network when this NIC joined, with it; 0: user mode
 }
 
+// Address is the NIC's address as far as it is known: what the guest uses, else
+// what it is to get; zero where neither is known.
+func (n NICStatus) Address() netip.Addr {
+	if n.Seen.IsValid() {
+		return n.Seen
+	}
+	return n.IP
+}
+
 func (l *launch) status() []NICStatus {
 	var nics []NICStatus
 	for i, nic := range l.plan.NICs {
-		s := NICStatus{Network: nic.Network, Mode: string(nic.Mode), MAC: nic.MAC}
-		if p := l.ports[i]; p != nil {
-			s.IP, s.Subnet, s.Gateway = p.IP(), p.Subnet(), p.Gateway()
-			s.Link, s.Bridge, s.Members = p.Link(), p.Bridge(), p.Members()
-		}
-		nics = append(nics, s)
+		nics = append(nics, newNICStatus(nic, l.ports[i]))
 	}
 	return nics
+}
+
+// newNICStatus is a card's at its port; nil: it is QEMU's own.
+func newNICStatus(nic NIC, p port) NICStatus {
+	s := NICStatus{Network: nic.Network, Mode: string(nic.Mode), MAC: nic.MAC}
+	if p != nil {
+		s.IP, s.Subnet, s.Gateway = p.IP(), p.Subnet(), p.Gateway()
+		s.Link, s.Bridge, s.Members = p.Link(), p.Bridge(), p.Members()
+	}
+	return s
 }

@@ -69,6 +69,6 @@ func networkSpec(n profiles.Network) netsetup.Spec {
 		Subnet: n.Subnet, Address: n.Address, Gateway: n.Gateway, PoolFirst: n.PoolFirst, PoolLast: n.PoolLast,
 		DHCP: n.DHCP, DNS: n.DNS, MTU: n.MTU,
 		HostAccess: netsetup.HostAccess(n.HostAccess), Firewall: string(n.Firewall),
-		Bridge: n.Bridge, Uplink: n.Uplink, VLAN: n.VLAN, Tenant: n.Tenant,
+		Bridge: n.Bridge, Libvirt: n.Libvirt, Uplink: n.Uplink, Takeover: n.Takeover, VLAN: n.VLAN, Tenant: n.Tenant,
 	}
 }

@@ -30,10 +30,12 @@ type Plan struct {
 	Machine  string   `json:"machine"`
 	CPU      string   `json:"cpu"`
 	CPUs     int      `json:"cpus"`
+	MaxCPUs  int      `json:"max_cpus"`
 	Memory   int64    `json:"memory"` // bytes
 	Accel    string   `json:"accel"`  // kvm or tcg
 	Fallback bool     `json:"fallback,omitempty"`
-	User     User     `json:"user"` // whose process QEMU is
+	Display  string   `json:"display,omitempty"` // vnc or spice; "": no screen
+	User     User     `json:"user"`              // whose process QEMU is
 	Args     []string `json:"args,omitempty"`
 
 	Kernel  string            `json:"kernel,omitempty"` // "": firmware boot
@@ -41,9 +43,15 @@ type Plan struct {
 	Micro   *images.MicroSpec `json:"micro,omitempty"` // the initrd is to be made; Initrd is empty
 	Cmdline string            `json:"cmdline,omitempty"`
 
-	Disks    []images.DiskSpec `json:"disks,omitempty"`
-	NICs     []NIC             `json:"nics,omitempty"`
-	Warnings []string          `json:"warnings,omitempty"` // for people
+	Disks []images.DiskSpec `json:"disks,omitempty"`
+	NICs  []NIC             `json:"nics,omitempty"`
+
+	// Networks are the profile's, of which a running machine can get more cards.
+	Networks map[string]profiles.Network `json:"networks,omitempty"`
+
+	Warnings []string `json:"warnings,omitempty"` // for people
+
+	Restore *Restore `json:"restore,omitempty"` // nil: the machine boots
 
 	// NeedsRoot says, for people, what this process lacks the privilege for.
 	// Check and Launch refuse a plan that has any.
@@ -69,8 +77,11 @@ type NIC struct {
 func NewPlan(p *profiles.Profile, h Host) (*Plan, error) {
 	plan := &Plan{
 		Name: p.Name, Profile: p.File,
-		Machine: string(p.Machine.Type), CPU: p.Machine.CPU, CPUs: p.Machine.CPUs,
-		Memory: int64(p.Machine.Memory), Args: p.Machine.Args,
+		Machine: string(p.Machine.Type), CPU: p.Machine.CPU, CPUs: p.Machine.CPUs, MaxCPUs: max(p.Machine.CPUs, p.Machine.MaxCPUs),
+		Memory: int64(p.Machine.Memory), Args: p.Machine.Args, Networks: p.Networks,
+	}
+	if p.Machine.Display != profiles.DisplayNone {
+		plan.Display = string(p.Machine.Display)
 	}
 	err := errors.Join(
 		plan.planUser(p.Machine, h),
@@ -133,10 +144,13 @@ func (d Device) lack(u User) string {
 }
 
 // The kernel talks on the serial port. The micro guest is quiet about itself,
-// ends when it panics, and does not look for what QEMU's machines lack.
+// ends when it panics, does not look for what QEMU's machines lack, and does not
+// test a timer that works: under TCG on a busy host the test finds it broken
+// (kernel-parameters.txt, no_timer_check), and such a guest may hang.
 const (
-	consoleArgs = "console=ttyS0"
-	microArgs   = "quiet panic=-1 i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on"
+	consoleArgs = "console=ttyS0" // the last one is what init gets
+	screenArgs  = "console=tty0"
+	microArgs   = "quiet panic=-1 no_timer_check i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on"
 	microVMArgs = "reboot=t" // without ACPI, a triple fault is all that resets the machine
 )
 
@@ -152,6 +166,9 @@ func (plan *Plan) planBoot(p *profiles.Profile, h Host) error {
 		plan.Kernel = h.Kernel
 	}
 	words := []string{consoleArgs}
+	if plan.Display != "" {
+		words = []string{screenArgs, consoleArgs}
+	}
 	if p.Boot.Initrd == profiles.InitrdMicro {
 		words = append(words, microArgs)
 		plan.Initrd = ""
@@ -187,8 +204,10 @@ func (plan *Plan) planNICs(p *profiles.Profile, h Host) error {
 		nic, err := newNIC(p.Name, i, n, network, h)
 		errs = append(errs, err)
 		plan.NICs = append(plan.NICs, nic)
-		if nic.Spec != nil && !h.Privileged {
-			plan.needRoot(whyRoot(network))
+		if nic.Spec != nil {
+			if err := h.mayUse(network, *nic.Spec); err != nil {
+				plan.needRoot(err.Error())
+			}
 		}
 	}
 	if plan.Micro != nil && len(plan.NICs) > 0 && !slices.ContainsFunc(plan.NICs, NIC.mayGetLease) {

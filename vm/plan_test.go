@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +71,8 @@ func sampleProfiles() map[string]profiles.Profile {
 	disk.Machine.CPU, disk.Machine.Args = "host", []string{"-device", "virtio-balloon-pci"}
 	disk.Disks = []profiles.Disk{{Path: "/img/root.qcow2", Format: profiles.FormatAuto}, {Path: "/img/data.raw", Format: profiles.FormatRaw, Keep: true}}
 
+	disk.Machine.Display = profiles.DisplayVNC
+
 	own := micro(profiles.Network{Name: "user", Mode: profiles.User, Shared: true}, profiles.NIC{})
 	own.Machine.Type = profiles.MicroVM
 	own.Boot = profiles.Boot{Kernel: "/srv/vmlinux", Initrd: "/srv/initrd.img", Cmdline: "debug"}
@@ -122,6 +125,10 @@ func TestPlans(t *testing.T) {
 			var again Plan
 			if err := json.Unmarshal([]byte(strings.SplitN(got, "\n\n", 2)[0]), &again); err != nil {
 				t.Errorf("the plan's JSON does not read back: %v", err)
+			}
+			// A supervisor in the background gets it so.
+			if !reflect.DeepEqual(plan, &again) {
+				t.Errorf("the plan's JSON reads back as\n%+v, was\n%+v", again, *plan)
 			}
 		})
 	}

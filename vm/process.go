@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
@@ -22,9 +20,9 @@ type process struct {
 	accel   string
 	client  *qmp.Client
 	console *net.UnixConn
-	exit    *net.UnixConn // nil: no such port
-	ended   chan struct{} // closed when QEMU is gone
-	err     error         // of its end; after ended
+	ports   map[string]*net.UnixConn // by their descriptors' names
+	ended   chan struct{}            // closed when QEMU is gone
+	err     error                    // of its end; after ended
 }
 
 // command is QEMU as a process that dies with this one: in a session of its
@@ -34,7 +32,9 @@ func (l *launch) command(args []string, in *inheritance) *exec.Cmd {
 	cmd := exec.Command(l.host.QEMU, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C"}
+	// By way of a pipe: whatever QEMU writes, its log does not fill the host.
 	cmd.Stdout, cmd.Stderr = l.qemuLog, l.qemuLog
+	cmd.WaitDelay = exitGrace
 	cmd.ExtraFiles = in.files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if u := l.plan.User; l.host.EUID == 0 && u.UID != 0 {
@@ -86,8 +86,8 @@ func (p *process) close() error {
 
 func (p *process) closeSockets() error {
 	err := p.console.Close()
-	if p.exit != nil {
-		err = errors.Join(err, p.exit.Close())
+	for _, port := range p.ports {
+		err = errors.Join(err, port.Close())
 	}
 	return err
 }
@@ -131,20 +131,3 @@ func (e *StartError) Error() string {
 }
 
 func (e *StartError) Unwrap() error { return e.Err }
-
-// logTail is how much of QEMU's log is told in an error, in bytes.
-const logTail = 2 << 10
-
-// tail is the end of a log, beginning at the offset from at the earliest.
-func tail(log *os.File, from int64) string {
-	end, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return ""
-	}
-	from = max(from, end-logTail)
-	text, err := io.ReadAll(io.NewSectionReader(log, from, end-from))
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(text))
-}

@@ -3,20 +3,22 @@ package vm
 import (
 	"context"
 	"errors"
-	"io"
+	"maps"
 	"net"
 	"os"
+	"slices"
 )
 
 // sockets are the connections with a QEMU. The near ends are ours, the far
 // ends are to be inherited.
 type sockets struct {
-	monitor, console, exit *net.UnixConn
-	far                    inheritance
+	monitor, console *net.UnixConn
+	ports            map[string]*net.UnixConn
+	far              inheritance
 }
 
-// openSockets makes the connections; the exit port only where it is wanted.
-func openSockets(exit bool) (s sockets, err error) {
+// openSockets makes the connections.
+func openSockets(ports []guestPort) (s sockets, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -35,8 +37,9 @@ func openSockets(exit bool) (s sockets, err error) {
 		return near
 	}
 	s.console, s.monitor = open(fdConsole), open(fdQMP)
-	if exit {
-		s.exit = open(fdExit)
+	s.ports = map[string]*net.UnixConn{}
+	for _, p := range ports {
+		s.ports[p.fd] = open(p.fd)
 	}
 	return s, err
 }
@@ -52,7 +55,7 @@ func (s *sockets) closeFar() error {
 
 func (s *sockets) close() error {
 	errs := []error{s.closeFar()}
-	for _, c := range []*net.UnixConn{s.monitor, s.console, s.exit} {
+	for _, c := range append(slices.Collect(maps.Values(s.ports)), s.monitor, s.console) {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
@@ -64,18 +67,15 @@ func (s *sockets) close() error {
 // is a *StartError, or the context's. Nothing of QEMU is left then; what it was
 // to inherit is as before.
 func (l *launch) start(ctx context.Context, accel string) (*process, error) {
-	s, err := openSockets(l.plan.Micro != nil)
+	s, err := openSockets(l.plan.ports())
 	if err != nil {
 		return nil, err
 	}
-	logged, err := l.qemuLog.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
+	logged := l.qemuLog.mark()
 	in := l.inheritance(s.far)
 	p := &process{
 		cmd:   l.command(l.plan.config(l.settings(accel, in)).Args(), in),
-		accel: accel, console: s.console, exit: s.exit,
+		accel: accel, console: s.console, ports: s.ports,
 	}
 	if err := p.start(); err != nil {
 		return nil, &StartError{Err: errors.Join(err, s.close())}
@@ -93,7 +93,7 @@ func (l *launch) start(ctx context.Context, accel string) (*process, error) {
 	if died && p.err != nil {
 		err = p.err // says more than that the connection ended
 	}
-	return nil, &StartError{Err: err, Log: tail(l.qemuLog, logged), died: died}
+	return nil, &StartError{Err: err, Log: l.qemuLog.tail(logged), died: died}
 }
 
 // inheritance is all that QEMU gets: the sockets, the TAPs, the disks, and what

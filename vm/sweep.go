@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/gofrs/flock"
 )
@@ -29,7 +30,7 @@ func Sweep(h Host) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, e := range entries {
-		swept, err := sweepState(filepath.Join(dir, e.Name()))
+		swept, err := sweepState(h, filepath.Join(dir, e.Name()))
 		if swept {
 			removed = append(removed, fmt.Sprintf("virtual machine %s: removed its state", e.Name()))
 		}
@@ -41,17 +42,25 @@ func Sweep(h Host) ([]string, error) {
 }
 
 // sweepState removes the state of a machine whose lock nobody holds: the kernel
-// gave it back when its owner died. It tells whether there was one.
-func sweepState(dir string) (swept bool, err error) {
+// gave it back when its owner died. One that was to be kept is. It tells whether
+// there was one.
+func sweepState(h Host, dir string) (swept bool, err error) {
 	state := filepath.Join(dir, stateFile)
 	left, err := filepath.Glob(state + "*") // a killed launch may have begun to write it
 	if err != nil || len(left) == 0 {
 		return false, err
 	}
-	lock := flock.New(filepath.Join(dir, "lock"))
+	lock := flock.New(filepath.Join(dir, lockFile))
 	taken, err := lock.TryLock()
 	if err != nil || !taken {
 		return false, err
 	}
-	return true, errors.Join(removeIfThere(state), removeIfThere(state+newSuffix), lock.Close())
+	if s, readErr := readState(state); readErr == nil && s.Keep {
+		s.Phase, s.End = Ended, &End{Code: exitKilled, Time: time.Now().Round(0), Error: "its supervisor was killed"}
+		err = archive(h, dir, s)
+	}
+	for _, file := range []string{state, state + newSuffix, filepath.Join(dir, SocketFile)} {
+		err = errors.Join(err, removeIfThere(file))
+	}
+	return true, errors.Join(err, lock.Close())
 }

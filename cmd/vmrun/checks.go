@@ -9,8 +9,6 @@ import (
 	"os"
 	"path"
 	"strings"
-
-	"github.com/vmrun/vmrun/netsetup"
 )
 
 // check looks at one thing that running VMs depends on.
@@ -27,14 +25,15 @@ var checks = []check{
 	{"tun", true, checkTUN},
 	{"8021q", false, check8021Q},
 	{"cls_bpf", true, checkTagGuard},
-	{"iptables", true, checkIPTables},
+	{"firewall", true, checkFirewall},
 	{"qemu", true, checkQEMU},
 	{"qemu-img", false, checkQEMUImg},
 	{"kernel", true, checkKernel},
 	{"busybox", false, checkBusybox},
 	{"forwarding", false, checkForwarding},
-	{"docker", false, checkDocker},
+	{"filters", false, checkFilters},
 	{"br_netfilter", false, checkBridgeNetfilter},
+	{"libvirt", false, checkLibvirt},
 	{"resolver", false, checkResolver},
 	{"subnet", true, checkSubnet},
 }
@@ -136,22 +135,6 @@ func (p probe) lists(file, module string) (bool, error) {
 		}
 	}
 	return false, lines.Err()
-}
-
-func checkIPTables(ctx context.Context, p probe) finding {
-	version, err := p.firstLine(ctx, "iptables", "--version")
-	if err != nil {
-		return missing(err.Error(), "apt-get install iptables")
-	}
-	facts, _, err := p.network()
-	lack, lacks := errors.AsType[*netsetup.MissingError](err)
-	switch {
-	case lacks && lack.Feature == "iptables" && p.host.Privileged:
-		return missing(lack.Error(), "use the other kind (update-alternatives --config iptables), or a kernel with netfilter's NAT")
-	case err == nil && facts.Backend != "" && facts.Backend != "iptables":
-		return good("%s; it does not work on this kernel, %s does and is used", version, facts.Backend)
-	}
-	return good("%s", version)
 }
 
 func checkQEMU(ctx context.Context, p probe) finding {

@@ -6,7 +6,12 @@ import (
 	"strings"
 
 	"github.com/vmrun/vmrun/netsetup"
+	"github.com/vmrun/vmrun/netsetup/firewall"
+	"github.com/vmrun/vmrun/netsetup/libvirt"
 )
+
+// seeAbove is for what depends on another check.
+const seeAbove = "see the checks above"
 
 func checkForwarding(_ context.Context, p probe) finding {
 	links := p.defaultLinks()
@@ -24,41 +29,88 @@ func checkForwarding(_ context.Context, p probe) finding {
 	return good("%s", strings.Join(found, "; "))
 }
 
-func checkDocker(ctx context.Context, p probe) finding {
-	rules, err := p.output(ctx, "iptables", "-w", "5", "-S")
+// checkFirewall tells what carries networks' rules.
+func checkFirewall(_ context.Context, p probe) finding {
+	facts, _, err := p.network()
+	f := facts.Firewall
+	backend, lack := f.Choose(firewall.Wish(p.host.Firewall))
 	switch {
-	case err != nil && !p.host.Privileged:
-		return warning("unknown: only root can list the rules", "run vmrun doctor with sudo")
+	case !p.host.Privileged:
+		return warning("unknown: only root can find out", "run vmrun doctor with sudo")
 	case err != nil:
-		return warning("unknown: "+err.Error(), "see iptables above")
+		return warning("unknown: "+err.Error(), seeAbove)
+	case lack != nil:
+		return missing(lack.Error(), "use a kernel with nftables' or iptables' NAT; for the latter, apt-get install iptables")
+	case backend == firewall.NFTables:
+		return good("nftables")
+	case f.NoNFTables != "":
+		return good("%s; nftables can't carry networks here: %s", backend, f.NoNFTables)
 	}
-	policy := "ACCEPT"
-	if hasLine(rules, "-P FORWARD DROP") {
-		policy = "DROP"
-	}
-	switch docker := hasLine(rules, "-N DOCKER-USER"); {
-	case docker:
-		return good("running, policy of FORWARD is %s; guests are let through in DOCKER-USER", policy)
-	case policy == "DROP":
-		return good("not running; policy of FORWARD is DROP, guests are let through before it")
-	}
-	return good("not running; policy of FORWARD is ACCEPT")
+	return good("%s, as VMRUN_FIREWALL says", backend)
 }
 
-func hasLine(text, line string) bool {
-	for l := range strings.Lines(text) {
-		if strings.TrimSpace(l) == line {
-			return true
+// checkFilters tells who else filters, and whether guests' packets pass there.
+func checkFilters(_ context.Context, p probe) finding {
+	facts, _, err := p.network()
+	switch {
+	case !p.host.Privileged:
+		return warning("unknown: only root can list the rules", "run vmrun doctor with sudo")
+	case err != nil:
+		return warning("unknown: "+err.Error(), seeAbove)
+	}
+	if strangers := facts.Firewall.Strangers; len(strangers) > 0 {
+		return warning("what they don't know is dropped by "+strings.Join(strangers, "; "), strangersHint)
+	}
+	var found []string
+	for _, f := range facts.Firewall.Filters {
+		switch {
+		case f.Docker:
+			found = append(found, string(f.Backend)+": Docker; guests are let through in DOCKER-USER")
+		case f.Blocks:
+			found = append(found, string(f.Backend)+": in use; guests are let through before its rules")
 		}
 	}
-	return false
+	if facts.Firewall.Firewalld {
+		found = append(found, "firewalld; it is asked to trust the networks' bridges")
+	}
+	if len(found) == 0 {
+		return good("nobody else filters")
+	}
+	return good("%s", strings.Join(found, "; "))
 }
+
+const strangersHint = "let the networks' bridges pass there, whose names begin with vmr: nothing that vmrun accepts outdoes it"
 
 func checkBridgeNetfilter(_ context.Context, p probe) finding {
 	if p.read("/proc/sys/net/bridge/bridge-nf-call-iptables") == "1" {
 		return good("on: iptables sees bridged frames, those of vmrun's bridges are let through")
 	}
 	return good("off")
+}
+
+// checkLibvirt asks libvirt for its networks, whose ranges are taken.
+func checkLibvirt(_ context.Context, p probe) finding {
+	facts, _, err := p.network()
+	if err == nil {
+		err = facts.NoLibvirt
+	}
+	switch {
+	case errors.Is(err, libvirt.ErrAbsent):
+		return good("not running")
+	case err != nil:
+		return warning("unknown: "+err.Error(), "its networks' ranges may be taken; restart libvirtd if it hangs, or run vmrun doctor with sudo")
+	case len(facts.Libvirt) == 0:
+		return good("running, without networks")
+	}
+	var found []string
+	for _, n := range facts.Libvirt {
+		state := "not active"
+		if n.Active {
+			state = "active"
+		}
+		found = append(found, n.Name+": "+state)
+	}
+	return good("%s", strings.Join(found, "; "))
 }
 
 func checkResolver(_ context.Context, p probe) finding {
@@ -80,15 +132,15 @@ func checkSubnet(_ context.Context, p probe) finding {
 	case err != nil && !p.host.Privileged:
 		return warning("unknown: only root can see the whole host", "run vmrun doctor with sudo")
 	case err != nil:
-		return warning("unknown: "+err.Error(), "")
+		return warning("unknown: "+err.Error(), seeAbove)
 	}
 	spec := netsetup.Spec{Name: "nat", Shared: true, Mode: netsetup.NAT}
 	plan, err := netsetup.NewPlan(spec, nil, instance, facts)
 	if conflict, taken := errors.AsType[*netsetup.ConflictError](err); taken && conflict.Key == "subnet" {
-		return missing(conflict.Reason, "")
+		return missing(conflict.Reason, `write a free one into the profile: subnet = "…"`)
 	}
 	if err != nil {
-		return warning("unknown: "+err.Error(), "")
+		return warning("unknown: "+err.Error(), seeAbove)
 	}
 	return good("%s is free", plan.Subnet)
 }

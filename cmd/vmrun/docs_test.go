@@ -20,7 +20,7 @@ import (
 )
 
 // documents are the repository's, by their path in it.
-var documents = []string{"README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/profile.md"}
+var documents = []string{"README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/profile.md", "docs/agents.md", "docs/networks.md", "docs/exit-codes.md", "docs/tutorial.md", "docs/systemd.md"}
 
 // document reads a file of the repository.
 func document(t *testing.T, file string) string {
@@ -138,6 +138,17 @@ func TestDocumentedModes(t *testing.T) {
 	for mode := range modes {
 		t.Errorf("mode %s has no example", mode)
 	}
+	reach := func(file, section string) map[string][]string {
+		about := map[string][]string{}
+		for _, row := range table(t, sections(document(t, file), "##")[section], "mode") {
+			mode, _, _ := strings.Cut(strings.Trim(row[0], "[`"), "`")
+			about[mode] = row[1:]
+		}
+		return about
+	}
+	if diff := cmp.Diff(reach("README.md", "The five modes"), reach("docs/networks.md", "Modes")); diff != "" {
+		t.Errorf("modes (-README +docs/networks.md):\n%s", diff)
+	}
 }
 
 // withoutComments strips the comments of an example, which has no # in strings.
@@ -155,21 +166,31 @@ func withoutComments(text string) string {
 // TestDocumentedCommands holds that the README's table has all commands, that
 // the flags in it are theirs, and that its shell lines can be typed.
 func TestDocumentedCommands(t *testing.T) {
-	root := newRootCommand()
+	root := newRootCommand(new(styleFlags))
 	root.InitDefaultCompletionCmd("run")
 	readme := document(t, "README.md")
 	var got, want []string
 	for _, row := range table(t, readme, "command") {
-		name := strings.Fields(strings.Trim(row[0], "`"))[0]
+		words := strings.Fields(strings.Trim(row[0], "`"))
+		if argument := slices.IndexFunc(words, func(w string) bool { return strings.Trim(w, "abcdefghijklmnopqrstuvwxyz") != "" }); argument > 0 {
+			words = words[:argument]
+		}
+		name := strings.Join(words, " ")
 		got = append(got, name)
 		for _, flag := range regexp.MustCompile(`--[a-z-]+`).FindAllString(row[1], -1) {
-			if c, _, err := root.Find([]string{name}); err != nil || c.Flags().Lookup(flag[2:]) == nil {
+			if c, _, err := root.Find(words); err != nil || c.Flags().Lookup(flag[2:]) == nil {
 				t.Errorf("command %s has no flag %s", name, flag)
 			}
 		}
 	}
 	for _, c := range root.Commands() {
-		if !c.Hidden {
+		switch {
+		case c.Hidden || c.IsAdditionalHelpTopicCommand():
+		case c.HasSubCommands() && c.Name() != "completion":
+			for _, sub := range c.Commands() {
+				want = append(want, c.Name()+" "+sub.Name())
+			}
+		default:
 			want = append(want, c.Name())
 		}
 	}
@@ -199,7 +220,7 @@ func checkShell(t *testing.T, root *cobra.Command, line string) {
 		if err == nil {
 			err = c.ParseFlags(args)
 		}
-		if err == nil && len(c.Flags().Args()) > 0 {
+		if err == nil && strings.Contains(c.Use, "FILE") {
 			document(t, c.Flags().Arg(0))
 		}
 		if err != nil || c == root {
@@ -228,7 +249,11 @@ func TestDocumentedExitCodes(t *testing.T) {
 		}
 		return true
 	})
-	got := column(table(t, sections(document(t, "README.md"), "###")["Exit codes of run"], "code"), 0)
+	told := table(t, sections(document(t, "README.md"), "###")["Exit codes of run"], "code")
+	if diff := cmp.Diff(told, table(t, sections(document(t, "docs/exit-codes.md"), "##")["run"], "code")); diff != "" {
+		t.Errorf("exit codes (-README +docs/exit-codes.md):\n%s", diff)
+	}
+	got := column(told, 0)
 	slices.Sort(want)
 	if diff := cmp.Diff(want, slices.Sorted(slices.Values(got))); diff != "" {
 		t.Errorf("exit codes (-exit.go +README):\n%s", diff)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vmrun/vmrun/netsetup"
+	"github.com/vmrun/vmrun/netsetup/firewall"
 	"github.com/vmrun/vmrun/vm"
 )
 
@@ -34,8 +35,8 @@ func goodProbe(t *testing.T) probe {
 		root: t.TempDir(),
 		host: vm.Host{QEMU: "/usr/bin/qemu-system-x86_64", QEMUImg: "/usr/bin/qemu-img", Busybox: "/bin/busybox",
 			Kernel: "/boot/vmlinuz-6.1.0", KernelDirs: []string{"/boot"}, Privileged: true},
-		output:  outputs{"iptables --version": "iptables v1.8.9 (nf_tables)\n", "iptables -w 5 -S": "-P FORWARD ACCEPT\n"}.output,
-		network: func() (netsetup.Facts, string, error) { return netsetup.Facts{Backend: "iptables"}, "test", nil },
+		output:  outputs{}.output,
+		network: networkHas(netsetup.Facts{}),
 	}
 	for name, text := range goodFiles {
 		p.write(t, name, text)
@@ -111,14 +112,17 @@ func TestDoctorFinds(t *testing.T) {
 			"cls_bpf", statusMissing, "not in this kernel", false},
 		{"no lists of modules", func(t *testing.T, p *probe) { p.remove(t, "lib") },
 			"cls_bpf", statusOK, "unknown", true},
-		{"no iptables", func(_ *testing.T, p *probe) { p.output = outputs{}.output },
-			"iptables", statusMissing, "not found", false},
-		{"iptables of the wrong kind", func(_ *testing.T, p *probe) {
-			p.network = networkFails(&netsetup.MissingError{Feature: "iptables", Reason: "no table nat"})
-		}, "iptables", statusMissing, "no table nat", false},
-		{"another iptables works", func(_ *testing.T, p *probe) {
-			p.network = networkHas(netsetup.Facts{Backend: "iptables-legacy"})
-		}, "iptables", statusOK, "iptables-legacy does", true},
+		{"nftables", func(*testing.T, *probe) {}, "firewall", statusOK, "nftables", true},
+		{"no nftables", func(_ *testing.T, p *probe) {
+			p.network = networkHas(netsetup.Facts{Firewall: firewall.Facts{NoNFTables: "no NAT", Command: firewall.IPTablesLegacy}})
+		}, "firewall", statusOK, "iptables-legacy; nftables can't carry networks here: no NAT", true},
+		{"iptables wanted", func(_ *testing.T, p *probe) {
+			p.host.Firewall = "iptables"
+			p.network = networkHas(netsetup.Facts{Wish: "iptables", Firewall: firewall.Facts{Command: firewall.IPTables}})
+		}, "firewall", statusOK, "iptables, as VMRUN_FIREWALL says", true},
+		{"neither", func(_ *testing.T, p *probe) {
+			p.network = networkHas(netsetup.Facts{Firewall: firewall.Facts{NoNFTables: "no NAT", NoCommand: "iptables is not installed"}})
+		}, "firewall", statusMissing, "iptables is not installed; nftables can't carry a network here: no NAT", false},
 		{"no QEMU", func(_ *testing.T, p *probe) { p.host.QEMU = "" },
 			"qemu", statusMissing, "not installed", false},
 		{"no qemu-img", func(_ *testing.T, p *probe) { p.host.QEMUImg = "" },
@@ -132,15 +136,28 @@ func TestDoctorFinds(t *testing.T) {
 		{"no default route", func(t *testing.T, p *probe) { p.remove(t, "proc/net/route") },
 			"forwarding", statusWarning, "no default route", true},
 		{"Docker", func(_ *testing.T, p *probe) {
-			p.output = outputs{"iptables --version": "iptables v1", "iptables -w 5 -S": "-P FORWARD DROP\n-N DOCKER-USER\n"}.output
-		}, "docker", statusOK, "FORWARD is DROP", true},
+			p.network = networkHas(netsetup.Facts{Firewall: firewall.Facts{Filters: []firewall.Filter{{Backend: firewall.IPTablesNFT, Docker: true, Blocks: true}}}})
+		}, "filters", statusOK, "iptables-nft: Docker", true},
+		{"ufw", func(_ *testing.T, p *probe) {
+			p.network = networkHas(netsetup.Facts{Firewall: firewall.Facts{Filters: []firewall.Filter{{Backend: firewall.IPTablesLegacy, Blocks: true}}}})
+		}, "filters", statusOK, "iptables-legacy: in use", true},
+		{"firewalld", func(_ *testing.T, p *probe) {
+			p.network = networkHas(netsetup.Facts{Firewall: firewall.Facts{Firewalld: true}})
+		}, "filters", statusOK, "firewalld; it is asked", true},
+		{"strangers", func(_ *testing.T, p *probe) {
+			p.network = networkHas(netsetup.Facts{Firewall: firewall.Facts{Strangers: []string{"inet filter, chain forward"}}})
+		}, "filters", statusWarning, "dropped by inet filter, chain forward", true},
 		{"br_netfilter", func(t *testing.T, p *probe) { p.write(t, "proc/sys/net/bridge/bridge-nf-call-iptables", "1\n") },
 			"br_netfilter", statusOK, "on:", true},
 		{"no resolver", func(t *testing.T, p *probe) { p.write(t, "etc/resolv.conf", "# none\n") },
 			"resolver", statusWarning, "no nameserver", true},
+		{"a host that can't be read", func(_ *testing.T, p *probe) { p.network = networkFails(errors.New("netlink says no")) },
+			"subnet", statusWarning, "netlink says no", true},
+		{"rules that only root sees", func(_ *testing.T, p *probe) { p.host.Privileged = false },
+			"filters", statusWarning, "only root", false},
 		{"no subnet", func(_ *testing.T, p *probe) {
 			links := []netsetup.Link{{Name: "vpn", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}}}
-			p.network = networkHas(netsetup.Facts{Backend: "iptables", Links: links})
+			p.network = networkHas(netsetup.Facts{Links: links})
 		}, "subnet", statusMissing, "no /24", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -150,6 +167,11 @@ func TestDoctorFinds(t *testing.T) {
 			f := d.check(tt.check)
 			if f.Status != tt.want || !strings.Contains(f.Found, tt.found) {
 				t.Errorf("%s: %s %q, want %s %q", tt.check, f.Status, f.Found, tt.want, tt.found)
+			}
+			for _, f := range d.Checks {
+				if (f.Status == statusOK) != (f.Do == "") {
+					t.Errorf("%s is %s, and what to do is %q", f.Name, f.Status, f.Do)
+				}
 			}
 			if d.Ready != tt.ready {
 				t.Errorf("ready: %v; lacking %v", d.Ready, d.lacking())

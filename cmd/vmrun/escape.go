@@ -63,8 +63,8 @@ func escapeName(key byte) string {
 	return "ctrl-" + strings.ToLower(string(rune(key|0x40)))
 }
 
-// escapeHelp lists the keys.
-func escapeHelp(key byte) string {
+// escapeHelp lists the keys; the dot does what meaning says.
+func escapeHelp(key byte, meaning string) string {
 	name := escapeName(key)
-	return fmt.Sprintf("%[1]s .       end the VM\n%[1]s ?       this list\n%[1]s %[1]s  send %[1]s to the guest\n", name)
+	return fmt.Sprintf("%[1]s .       %[2]s\n%[1]s ?       this list\n%[1]s %[1]s  send %[1]s to the guest\n", name, meaning)
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/vmrun/vmrun/profiles"
 )
 
-// Exit codes of run. Other commands end with 0, exitFailed or exitUsage. A code
-// above 128 says that a signal ended vmrun, after an orderly teardown.
+// Exit codes of run, and of snapshot restore, which launches as it does. exec has its
+// own; other commands end with 0, exitFailed or exitUsage. A code above 128 says that
+// a signal ended vmrun, after an orderly teardown.
 const (
 	exitFailed  = 1
 	exitUsage   = 2   // bad usage, or a bad profile
@@ -52,22 +53,28 @@ func exitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	if _, ok := errors.AsType[usageError](err); ok {
-		return exitUsage
-	}
 	if exit, ok := errors.AsType[exitError](err); ok {
 		return exit.code
+	}
+	if _, ok := errors.AsType[usageError](err); ok {
+		return exitUsage
 	}
 	return exitFailed
 }
 
 // printError tells people what went wrong, one line for each thing, and where
 // there is something to do, what that is.
-func printError(w io.Writer, err error) {
+func printError(w io.Writer, err error) { style{}.printError(w, err) }
+
+func (s style) printError(w io.Writer, err error) {
 	if exit, ok := errors.AsType[exitError](err); ok {
 		err = exit.cause
 	}
 	if err == nil {
+		return
+	}
+	if s.json {
+		s.logError(w, err)
 		return
 	}
 	if faults, ok := errors.AsType[profiles.Faults](err); ok {
@@ -76,10 +83,31 @@ func printError(w io.Writer, err error) {
 		return
 	}
 	for _, e := range joined(err) {
-		fmt.Fprintf(w, "vmrun: %s\n", strings.ReplaceAll(e.Error(), "\n", "\n  "))
+		fmt.Fprintf(w, "%s %s\n", s.paint(red, "vmrun:"), strings.ReplaceAll(e.Error(), "\n", "\n  "))
 	}
 	for _, h := range hints(err) {
-		fmt.Fprintf(w, "hint: %s\n", h)
+		fmt.Fprintf(w, "%s %s\n", s.paint(cyan, "hint:"), h)
+	}
+}
+
+// logError is printError for programs: a record for each thing, with hints in the
+// last one.
+func (s style) logError(w io.Writer, err error) {
+	log := s.messages(w, false)
+	var texts []string
+	if faults, ok := errors.AsType[profiles.Faults](err); ok {
+		texts = strings.Split(faults.Error(), "\n")
+	} else {
+		for _, e := range joined(err) {
+			texts = append(texts, e.Error())
+		}
+	}
+	for i, text := range texts {
+		var more []any
+		if h := hints(err); i == len(texts)-1 && len(h) > 0 {
+			more = []any{"hints", h}
+		}
+		log.Error(text, more...)
 	}
 }
 

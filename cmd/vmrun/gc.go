@@ -33,13 +33,13 @@ func newGCCommand() *cobra.Command {
 			"use or isn't vmrun's stays.",
 		Args: usageArgs(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			host, err := detectHost()
+			host, err := locateHost()
 			if err != nil {
 				return err
 			}
-			host.Log = newMessages(os.Stderr, false)
+			host.Log = styleOf(cmd.Context()).messages(os.Stderr, false)
 			c, err := collect(cmd.Context(), host, time.Now())
-			return errors.Join(c.print(cmd.OutOrStdout(), asJSON), err)
+			return errors.Join(c.print(cmd.OutOrStdout(), asJSON, err == nil), err)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -60,11 +60,12 @@ func collect(ctx context.Context, host vm.Host, now time.Time) (collection, erro
 	return c, errors.Join(netErr, vmErr, cacheErr)
 }
 
-func (c collection) print(w io.Writer, asJSON bool) error {
+// print tells what was removed; all says that nothing is left.
+func (c collection) print(w io.Writer, asJSON, all bool) error {
 	if asJSON {
 		return printJSON(w, c)
 	}
-	if len(c.Removed) == 0 {
+	if len(c.Removed) == 0 && all {
 		_, err := fmt.Fprintln(w, "nothing was left behind")
 		return err
 	}

@@ -14,18 +14,21 @@ const installKernel = "apt-get install " + images.KernelPackage + `, or name a k
 var needHints = map[vm.Need]string{
 	vm.NeedQEMU:      "apt-get install qemu-system-x86",
 	vm.NeedQEMUImg:   "apt-get install qemu-utils",
-	vm.NeedPrivilege: "run vmrun with sudo, or use mode user, which needs no privilege",
+	vm.NeedPrivilege: "run vmrun with sudo, or use mode user, which needs no privilege, or ask root to open the network: vmrun net up FILE --group GROUP",
 	vm.NeedKVM:       `use accel = "auto" or "tcg", or see vmrun doctor`,
 	vm.NeedKernel:    installKernel,
 	vm.NeedPort:      `name another port in the profile: forward = ["…"]`,
-	vm.NeedName:      `end the other one, or give this one a name of its own: name = "…"`,
+	vm.NeedName:      `end the other one, or give this one a name of its own: --name, or name = "…" in the profile`,
+	vm.NeedRemoval:   "vmrun rm forgets the other one; --name gives this one a name of its own",
 }
 
 // featureHints say what to do about what a host lacks for a network.
 var featureHints = map[string]string{
 	"8021q":    "use a kernel with CONFIG_VLAN_8021Q",
 	"cls_bpf":  "use a kernel with CONFIG_NET_CLS_BPF",
+	"libvirt":  "start libvirtd (apt-get install libvirt-daemon-system; systemctl start libvirtd), or use mode nat",
 	"iptables": "apt-get install iptables; where it is installed, see vmrun doctor",
+	"nftables": `firewall = "auto" takes iptables where nftables does not work; see vmrun doctor`,
 	"tun":      "modprobe tun; in a container, pass --device /dev/net/tun",
 }
 
@@ -53,10 +56,33 @@ func hint(err error) string {
 		return "vmrun gc removes what is left"
 	case *vm.HostError:
 		return needHints[e.Need]
+	case *vm.UnknownError:
+		if rootsVMsRun() {
+			return "root's VMs are only root's to reach: sudo vmrun …"
+		}
+	case *netsetup.BusyError:
+		return "it goes down with the last of them; vmrun stop ends one"
+	case *netsetup.ElsewhereError:
+		return elsewhereHint(e)
 	case *netsetup.MissingError:
 		return featureHints[e.Feature]
 	}
 	return ""
+}
+
+// elsewhereHint says how to get to a network of another network namespace.
+func elsewhereHint(e *netsetup.ElsewhereError) string {
+	const who = "(lsns --type net tells who is in it)"
+	const own = "; VMRUN_RUNTIME_DIR gives this one networks of its own"
+	switch {
+	case e.Journal != "" && e.Way != "":
+		return "nsenter --net=" + e.Way + " vmrun gc" + own
+	case e.Journal != "":
+		return "run vmrun gc in that namespace " + who + "; if it is gone, with all that was in it, rm " + e.Journal
+	case e.Way != "":
+		return "nsenter --net=" + e.Way + " enters that namespace" + own
+	}
+	return "enter that namespace " + who + own
 }
 
 // walk visits an error and all that it wraps.

@@ -12,11 +12,15 @@ import (
 // newMessages is a logger for people: one line a record, without time and
 // level, `vmrun: web: joined network lan`. With quiet it has only warnings.
 func newMessages(w io.Writer, quiet bool) *slog.Logger {
+	return slog.New(newHandler(w, quiet, style{}))
+}
+
+func newHandler(w io.Writer, quiet bool, s style) *messages {
 	least := slog.LevelInfo
 	if quiet {
 		least = slog.LevelWarn
 	}
-	return slog.New(&messages{w: w, mu: new(sync.Mutex), least: least})
+	return &messages{w: w, mu: new(sync.Mutex), least: least, style: s}
 }
 
 // messages is a slog.Handler.
@@ -24,6 +28,7 @@ type messages struct {
 	w      io.Writer
 	mu     *sync.Mutex // of all handlers of one logger
 	least  slog.Level
+	style  style
 	attrs  string
 	groups string
 }
@@ -36,7 +41,7 @@ func (m *messages) Handle(_ context.Context, r slog.Record) error {
 	var line strings.Builder
 	line.WriteString("vmrun: ")
 	if r.Level >= slog.LevelWarn {
-		line.WriteString("warning: ")
+		line.WriteString(m.style.paint(yellow, "warning:") + " ")
 	}
 	line.WriteString(r.Message + m.attrs)
 	r.Attrs(func(a slog.Attr) bool {

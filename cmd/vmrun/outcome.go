@@ -7,6 +7,7 @@ import (
 
 	"github.com/vmrun/vmrun/profiles"
 	"github.com/vmrun/vmrun/vm"
+	"github.com/vmrun/vmrun/vm/control"
 )
 
 // outcome is how a run ended.
@@ -24,6 +25,15 @@ func (o outcome) err() error {
 		return nil
 	}
 	return exitError{o.code, o.cause}
+}
+
+// public is the outcome as those are told it who wait for the VM's end.
+func (o outcome) public() control.Outcome {
+	p := control.Outcome{Code: o.code, By: o.by, Reason: o.reason}
+	if o.cause != nil {
+		p.Error = o.cause.Error()
+	}
+	return p
 }
 
 // teardownError says that something of a VM is left on the host.
@@ -63,6 +73,9 @@ func endOutcome(ending vm.Ending, cause error) outcome {
 func askedOutcome(cause error) (outcome, bool) {
 	if s, ok := errors.AsType[signalError](cause); ok {
 		return outcome{code: exitSignal + int(s.signal), by: "vmrun", reason: "signal", cause: s}, true
+	}
+	if n, ok := errors.AsType[notReadyError](cause); ok {
+		return outcome{code: n.code, by: "vmrun", reason: "not-ready", cause: n}, true
 	}
 	switch {
 	case errors.Is(cause, errTimeout):

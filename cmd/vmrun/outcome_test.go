@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,9 +67,15 @@ func TestPrintError(t *testing.T) {
 			"a.toml:3: name: bad\na.toml:4: worse\n"},
 		{"hint below a wrapper", exitError{3, fmt.Errorf("launch web: %w", &netsetup.MissingError{Feature: "tun", Reason: "no tun"})},
 			"vmrun: launch web: no tun\nhint: modprobe tun; in a container, pass --device /dev/net/tun\n"},
+		{"left elsewhere", fmt.Errorf("sweep network lan: %w", &netsetup.ElsewhereError{Namespace: 42, Way: "/run/netns/blue", Journal: "/run/vmrun/nets/lan/journal"}),
+			"vmrun: sweep network lan: it was up in another network namespace, net:[42], and what its dead keeper left there is not undone\n" +
+				"hint: nsenter --net=/run/netns/blue vmrun gc; VMRUN_RUNTIME_DIR gives this one networks of its own\n"},
+		{"up elsewhere", fmt.Errorf("attach to network lan: %w", &netsetup.ElsewhereError{Namespace: 42}),
+			"vmrun: attach to network lan: it is up in another network namespace, net:[42]\n" +
+				"hint: enter that namespace (lsns --type net tells who is in it); VMRUN_RUNTIME_DIR gives this one networks of its own\n"},
 		{"each hint once", exitError{3, errors.Join(lacks(vm.NeedQEMU, "no QEMU"), lacks(vm.NeedPrivilege, "nat"), lacks(vm.NeedPrivilege, "vlan"))},
 			"vmrun: no QEMU\nvmrun: nat\nvmrun: vlan\nhint: apt-get install qemu-system-x86\n" +
-				"hint: run vmrun with sudo, or use mode user, which needs no privilege\n"},
+				"hint: run vmrun with sudo, or use mode user, which needs no privilege, or ask root to open the network: vmrun net up FILE --group GROUP\n"},
 		{"not static", exitError{3, fmt.Errorf("launch web: %w", images.ErrNotStatic)},
 			"vmrun: launch web: not statically linked\nhint: build vmrun with CGO_ENABLED=0 (make build)\n"},
 		{"teardown", exitError{1, errors.Join(errors.New("the guest panicked"), teardownError{errors.New("busy")})},
@@ -98,24 +105,36 @@ func TestNICLines(t *testing.T) {
 
 func TestUntilSignal(t *testing.T) {
 	signals := make(chan os.Signal, 1)
-	if s := untilSignal(t.Context(), signals, func(context.Context) {}); s != 0 {
-		t.Errorf("signal %v without one", s)
+	n, s, finished := untilSignal(t.Context(), signals, func(context.Context) int { return 7 })
+	if n != 7 || s != 0 || !finished {
+		t.Errorf("without a signal: %d, %v, %v", n, s, finished)
 	}
 	signals <- unix.SIGINT
-	var cause error
-	s := untilSignal(t.Context(), signals, func(ctx context.Context) {
+	cause, s, finished := untilSignal(t.Context(), signals, func(ctx context.Context) error {
 		<-ctx.Done()
-		cause = context.Cause(ctx)
+		return context.Cause(ctx)
 	})
-	if s != unix.SIGINT || cause != (signalError{unix.SIGINT}) {
-		t.Errorf("signal %v, cause %v", s, cause)
+	if s != unix.SIGINT || cause != (signalError{unix.SIGINT}) || !finished {
+		t.Errorf("signal %v, cause %v, finished %v", s, cause, finished)
+	}
+	never := make(chan struct{})
+	defer close(never)
+	signals <- unix.SIGTERM
+	_, s, finished = untilSignal(t.Context(), signals, func(ctx context.Context) int {
+		<-ctx.Done()
+		go func() { signals <- unix.SIGINT }() // people lose patience
+		<-never
+		return 0
+	})
+	if s != unix.SIGTERM || finished {
+		t.Errorf("a second signal: first %v, finished %v", s, finished)
 	}
 }
 
 func TestWriteReport(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "report.json")
 	for range 2 { // the second replaces the first
-		if err := writeReport(file, newReport("web.toml", time.Now(), outcome{reason: "guest-shutdown"})); err != nil {
+		if err := writeReport(file, report{Reason: "guest-shutdown"}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -127,11 +146,30 @@ func TestWriteReport(t *testing.T) {
 	if err := os.Symlink("/dev/null", device); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeReport(device, report{}); err != nil {
+	if err := writeReport(device, report{}, nil); err != nil {
 		t.Error(err)
 	}
 	if fi, err := os.Lstat(device); err != nil || fi.Mode().Type() != os.ModeSymlink {
 		t.Errorf("the device was replaced: %v, %v", fi, err)
+	}
+}
+
+// A report is written again where more has become known since, and only there.
+func TestSaveReport(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "report.json")
+	r := &runner{options: runOptions{report: file}, reporting: reporting{file: "web.toml", started: time.Now()}}
+	end := outcome{by: "guest", reason: "guest-shutdown", vm: "web"}
+	r.reportFirst(end)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.report(end); err != nil || fileExists(file) {
+		t.Errorf("the same again: %v; written: %v", err, fileExists(file))
+	}
+	end.cause = teardownError{errors.New("busy")}
+	r.reportFirst(end)
+	if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), "undo launch: busy") {
+		t.Errorf("after the teardown it says %s, %v", text, err)
 	}
 }
 

@@ -82,7 +82,7 @@ func (p *launchPlan) planNetworks(host vm.Host) error {
 	if len(specs) == 0 {
 		return nil
 	}
-	facts, instance, err := netsetup.ReadFacts(networkHost(host))
+	facts, instance, err := netsetup.ReadFacts(networkHost(host), specs...)
 	if err != nil {
 		return p.unknown(err, host)
 	}
@@ -119,6 +119,7 @@ func (p *launchPlan) print(w io.Writer) error {
 		fmt.Fprintf(&b, "warning: %s\n", text)
 	}
 	fmt.Fprintf(&b, "%s: %s, as user %s\n", p.Name, p.machine(), p.User.Name)
+	printFiles(&b, p.Plan)
 	for _, n := range p.Networks {
 		printNetwork(&b, n)
 	}
@@ -146,6 +147,25 @@ func (p *launchPlan) machine() string {
 	return fmt.Sprintf("%s, %d MiB, %s, %s", plural(p.CPUs, "CPU"), p.Memory>>20, p.Plan.Machine, accel)
 }
 
+// printFiles tells what becomes of the host's files. The rest of what the guest
+// starts from stands in QEMU's command line.
+func printFiles(b *strings.Builder, plan *vm.Plan) {
+	if plan.Micro != nil {
+		fmt.Fprintf(b, "\ninitrd: a micro guest for %s, made unless the cache has it, where it stays\n", plan.Micro.Kernel)
+	}
+	for i, d := range plan.Disks {
+		fmt.Fprintf(b, "\ndisk %d: %s", i, d.Path)
+		if d.Size > 0 {
+			fmt.Fprintf(b, ", at least %v", profiles.Size(d.Size))
+		}
+		if d.Keep {
+			b.WriteString("; the guest writes to it\n")
+		} else {
+			b.WriteString("; read only\n  make an overlay without a name for what the guest writes\n      undo: close it\n")
+		}
+	}
+}
+
 func printNetwork(b *strings.Builder, n netsetup.Plan) {
 	fmt.Fprintf(b, "\nnetwork %s: bridge %s", n.Network, n.Bridge)
 	if n.Subnet != "" {
@@ -155,6 +175,9 @@ func printNetwork(b *strings.Builder, n netsetup.Plan) {
 		b.WriteString(", which is the host's own\n")
 	} else {
 		b.WriteString(", set up by its first member\n")
+	}
+	for _, text := range n.Warnings {
+		fmt.Fprintf(b, "  warning: %s\n", text)
 	}
 	printSteps(b, n.Steps)
 	for _, port := range n.Ports {

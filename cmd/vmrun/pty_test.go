@@ -12,12 +12,13 @@ import (
 // test ends. What is written to user is typed; what is read from it is shown.
 func openPTY(t *testing.T) (user, tty *os.File) {
 	t.Helper()
-	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	// Not blocking, so that to close it is the terminal's end also while it is read.
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Skipf("no pseudo terminals: %v", err)
 	}
+	user = os.NewFile(uintptr(fd), "/dev/ptmx")
 	t.Cleanup(func() { user.Close() })
-	fd := int(user.Fd())
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -1,23 +1,32 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vmrun/vmrun/profiles"
 )
 
 // execute runs one command line and returns the exit code.
 func execute(ctx context.Context, args []string) int {
-	root := newRootCommand()
+	var flags styleFlags
+	root := newRootCommand(&flags)
 	root.SetArgs(args)
+	if asksCompletion(args) {
+		completeFlags(root)
+	}
 	err := root.ExecuteContext(ctx)
-	printError(root.ErrOrStderr(), err)
+	flags.style(os.Stderr, os.Getenv("NO_COLOR")).printError(root.ErrOrStderr(), err)
 	return exitCode(err)
 }
 
-func newRootCommand() *cobra.Command {
+func newRootCommand(flags *styleFlags) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmrun",
 		Short: "Run virtual machines on networks that exist as long as they are needed",
@@ -27,16 +36,36 @@ func newRootCommand() *cobra.Command {
 		RunE:          unknownCommand,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := flags.check(); err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			cmd.SetContext(withStyle(cmd.Context(), flags.style(os.Stderr, os.Getenv("NO_COLOR"))))
+			if restores(cmd) {
+				restoreAside(cmd)
+			}
+			return nil
+		},
 	}
+	flags.add(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{cmd.CommandPath(), err}
 	})
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
 		newRunCommand(), newPlanCommand(), newValidateCommand(), newSchemaCommand(),
+		newPSCommand(), newInspectCommand(), newStopCommand(), newKillCommand(), newPauseCommand(), newResumeCommand(),
+		newResetCommand(), newRemoveCommand(), newWaitCommand(), newConsoleCommand(), newLogsCommand(), newEventsCommand(),
+		newQMPCommand(),
+		newAttachCommand(), newDetachCommand(), newResizeCommand(), newSnapshotCommand(), newScreenshotCommand(), newVNCCommand(),
+		newExecCommand(), newCopyCommand(), newAgentCommand(),
+		newTopCommand(), newCaptureCommand(),
 		newDoctorCommand(), newGCCommand(), newVersionCommand(),
-		newKeeperCommand(), newGuardCommand(),
+		newNetCommand(),
+		newKeeperCommand(), newDeadmanCommand(), newHolderCommand(), newSupervisorCommand(), newGuardCommand(),
 	)
+	root.AddCommand(newTopicCommands()...)
+	root.SetHelpCommand(newHelpCommand())
 	return root
 }
 
@@ -47,10 +76,32 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 		return usageError{cmd.CommandPath(), fmt.Errorf("no command given")}
 	}
 	err := fmt.Errorf("unknown command %q", args[0])
-	if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
-		err = fmt.Errorf("%w; did you mean %s?", err, similar[0])
+	if near := nearCommand(cmd, args[0]); near != "" {
+		err = fmt.Errorf("%w; did you mean %s?", err, near)
 	}
 	return usageError{cmd.CommandPath(), err}
+}
+
+// nearCommand is the command below another, or the topic of help, that may have
+// been meant; "": none is near.
+func nearCommand(parent *cobra.Command, word string) string {
+	var known []string
+	for _, sub := range parent.Commands() {
+		if sub.IsAvailableCommand() || sub.IsAdditionalHelpTopicCommand() {
+			known = append(append(known, sub.Name()), sub.Aliases...)
+		}
+	}
+	// Of those that are as near, one with a letter changed rather than missing.
+	slices.SortStableFunc(known, func(a, b string) int {
+		return cmp.Compare(max(len(a)-len(word), len(word)-len(a)), max(len(b)-len(word), len(word)-len(b)))
+	})
+	if near := profiles.Nearest(word, known); near != "" {
+		return near
+	}
+	if similar := parent.SuggestionsFor(word); len(similar) > 0 {
+		return similar[0] // by its beginning, or another word for it
+	}
+	return ""
 }
 
 // usageArgs makes a command's complaint about its arguments a usage error.

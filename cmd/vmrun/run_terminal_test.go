@@ -41,6 +41,8 @@ func TestTerminalAfterEnd(t *testing.T) {
 		{"serve", unix.SIGTERM, 143},
 		{"serve", unix.SIGHUP, 129},
 		{"serve", unix.SIGINT, 130},
+		{"serve", unix.SIGQUIT, 131},
+		{"serve", unix.SIGABRT, 134},
 		{"serve", unix.SIGKILL, -1},
 	} {
 		t.Run(tt.acts+" "+unix.SignalName(tt.signal), func(t *testing.T) {
@@ -57,6 +59,29 @@ func TestTerminalAfterEnd(t *testing.T) {
 			}
 			s.isUsable()
 		})
+	}
+}
+
+// TestTerminalAfterTimeout is the end that nobody is there for.
+func TestTerminalAfterTimeout(t *testing.T) {
+	s := startOnTerminal(t, "serve", "--timeout=500ms")
+	if code := s.wait(); code != 124 {
+		t.Errorf("exit code %d, want 124", code)
+	}
+	s.isUsable()
+}
+
+// TestRunTerminalLost closes the window: the VM ends with it.
+func TestRunTerminalLost(t *testing.T) {
+	profile, env := fakeProfile(t, "serve")
+	s := onTerminal(t, env, "run", profile)
+	s.types("a", "<97>")
+	s.hangUp()
+	if code := s.wait(); code != 129 {
+		t.Errorf("exit code %d, want 129", code)
+	}
+	if got := vmrun(t, env, "ps", "-a", "-q"); got != "" {
+		t.Errorf("there is still %q", got)
 	}
 }
 
@@ -91,26 +116,42 @@ type session struct {
 }
 
 // startOnTerminal runs a VM whose fake QEMU acts as told.
-func startOnTerminal(t *testing.T, acts string) *session {
+func startOnTerminal(t *testing.T, acts string, flags ...string) *session {
+	t.Helper()
+	profile, env := fakeProfile(t, acts)
+	return onTerminal(t, env, append([]string{"run", profile}, flags...)...)
+}
+
+// fakeProfile writes the profile of a VM whose fake QEMU acts as told, and gives
+// it folders of its own.
+func fakeProfile(t *testing.T, acts string) (profile string, env []string) {
 	t.Helper()
 	dir := t.TempDir()
-	profile := filepath.Join(dir, "vm.toml")
+	profile = filepath.Join(dir, "vm.toml")
 	text := "machine.accel = \"tcg\"\nboot.kernel = \"vmlinuz\"\nboot.cmdline = \"fake=" + acts + "\"\n"
 	for file, text := range map[string]string{profile: text, filepath.Join(dir, "vmlinuz"): ""} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return profile, append(os.Environ(), "SUDO_UID=", "VMRUN_RUNTIME_DIR="+filepath.Join(dir, "run"),
+		"VMRUN_STATE_DIR="+filepath.Join(dir, "state"), "VMRUN_CACHE_DIR="+filepath.Join(dir, "cache"))
+}
+
+// onTerminal runs vmrun as a shell would.
+func onTerminal(t *testing.T, env []string, args ...string) *session {
+	t.Helper()
 	user, tty := openPTY(t)
-	cmd := exec.Command("vmrun", "run", profile)
+	cmd := exec.Command("vmrun", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-	cmd.Env = append(os.Environ(), "SUDO_UID=", "VMRUN_RUNTIME_DIR="+dir, "VMRUN_STATE_DIR="+dir, "VMRUN_CACHE_DIR="+dir)
+	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	s := &session{t: t, cmd: cmd, user: user, tty: tty, before: settings(t, tty), output: make(chan string, 100)}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill() })
+	hangs := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() }) // the exit code shows it
+	t.Cleanup(func() { hangs.Stop(); cmd.Process.Kill() })
 	go s.read()
 	return s
 }
@@ -159,11 +200,31 @@ func (s *session) signal(sig os.Signal) {
 	}
 }
 
-// wait returns the exit code, or -1 after a deadly signal.
+// hangUp ends the terminal, as closing its window does.
+func (s *session) hangUp() {
+	s.t.Helper()
+	if err := s.user.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// wait returns the exit code, or -1 after a deadly signal. It takes what is
+// shown meanwhile, for a terminal that nobody reads holds the writer up.
 func (s *session) wait() int {
 	s.t.Helper()
-	s.cmd.Wait()
-	return s.cmd.ProcessState.ExitCode()
+	ended, output := make(chan error), s.output
+	go func() { ended <- s.cmd.Wait() }()
+	for {
+		select {
+		case more, ok := <-output:
+			if !ok {
+				output = nil // of a terminal that is no more
+			}
+			s.seen += more
+		case <-ended:
+			return s.cmd.ProcessState.ExitCode()
+		}
+	}
 }
 
 // isUsable checks that the terminal is as it was before.

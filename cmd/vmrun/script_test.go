@@ -29,7 +29,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GORACE", noRaceSleep)
 			env.Setenv("VMRUN_RUNTIME_DIR", filepath.Join(env.WorkDir, "run"))
 			env.Setenv("VMRUN_STATE_DIR", filepath.Join(env.WorkDir, "state"))
+			env.Setenv("VMRUN_ROOT_RUNTIME_DIR", filepath.Join(env.WorkDir, "roots"))
 			env.Setenv("VMRUN_CACHE_DIR", filepath.Join(env.WorkDir, "cache"))
+			env.Defer(func() { killAll(t, env.Vars) })
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -42,6 +44,20 @@ func TestScripts(t *testing.T) {
 			"code": exitsWith,
 		},
 	})
+}
+
+// killAll ends the VMs that a script has left in the background. It should leave
+// none.
+func killAll(t *testing.T, env []string) {
+	for _, e := range env {
+		if path, ok := strings.CutPrefix(e, "PATH="); ok {
+			kill := exec.Command(filepath.Join(filepath.SplitList(path)[0], "vmrun"), "kill", "--all")
+			kill.Env = env
+			if out, err := kill.CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("a script left VMs: %v\n%s", err, out)
+			}
+		}
+	}
 }
 
 // exitsWith is the command `code N PROGRAM ARG…`: the program has to end with

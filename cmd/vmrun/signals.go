@@ -19,9 +19,14 @@ func (e signalError) Error() string {
 // listen returns the signals by which people and systems end a program. One
 // that was ignored when vmrun started, as nohup does it, stays ignored. A reader
 // of our output that goes away does not end us: writing then is an error.
+//
+// SIGABRT, which systemd sends to a service that hangs, is among them. Else Go would
+// print what each thread does, for which these send each other SIGQUIT; that is
+// caught here, so each would wait in vain, ten seconds in all, and the VM would end
+// without order. Our own crashes end by SIGABRT all the same.
 func listen() (endings <-chan os.Signal, stop func()) {
 	ch := make(chan os.Signal, 4)
-	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT} {
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT} {
 		if !signal.Ignored(s) {
 			signal.Notify(ch, s)
 		}
@@ -35,44 +40,52 @@ func listen() (endings <-chan os.Signal, stop func()) {
 }
 
 // untilSignal runs f with a context that the first signal cancels, with a
-// signalError as its cause. It returns that signal, or 0.
-func untilSignal(ctx context.Context, signals <-chan os.Signal, f func(context.Context)) unix.Signal {
+// signalError as its cause, and waits for f, which then undoes what it has
+// done. Another signal ends the waiting: finished is false. The first signal is
+// returned, or 0.
+func untilSignal[T any](ctx context.Context, signals <-chan os.Signal, f func(context.Context) T) (result T, first unix.Signal, finished bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f(ctx)
-	}()
+	done := make(chan T, 1)
+	go func() { done <- f(ctx) }()
 	select {
-	case <-done:
-		return 0
+	case result = <-done:
+		return result, 0, true
 	case s := <-signals:
-		cancel(signalError{s.(unix.Signal)})
-		<-done
-		return s.(unix.Signal)
+		first = s.(unix.Signal)
+		cancel(signalError{first})
+	}
+	for len(signals) > 0 {
+		<-signals // several at once are one
+	}
+	select {
+	case result = <-done:
+		return result, first, true
+	case <-signals:
+		return result, first, false
 	}
 }
 
-// suspendable lets the terminal's owner stop and continue this process: the
-// guest runs on meanwhile, and the shell gets a terminal that is not raw. It
-// ends with ctx.
+// suspendable lets the terminal's owner stop and continue this process from now
+// until ctx ends: the guest runs on meanwhile, and the shell gets a terminal that
+// is not raw.
 func (t *terminal) suspendable(ctx context.Context) {
-	stops := make(chan os.Signal, 1)
+	stops, conts := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(stops, unix.SIGTSTP)
-	defer signal.Stop(stops)
-	conts := make(chan os.Signal, 1)
 	signal.Notify(conts, unix.SIGCONT)
-	defer signal.Stop(conts)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-stops:
-			t.restore()
-			unix.Kill(unix.Getpid(), unix.SIGSTOP)
-		case <-conts:
-			t.makeRaw() // in the background the kernel stops us here until fg
+	go func() {
+		defer signal.Stop(stops)
+		defer signal.Stop(conts)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-stops:
+				t.restore()
+				unix.Kill(unix.Getpid(), unix.SIGSTOP)
+			case <-conts:
+				t.makeRaw() // in the background the kernel stops us here until fg
+			}
 		}
-	}
+	}()
 }

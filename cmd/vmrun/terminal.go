@@ -98,10 +98,32 @@ func (t *terminal) Close() error {
 type lineWriter struct {
 	w        io.Writer
 	terminal atomic.Pointer[terminal] // that w is; nil: w is none, or nobody took it
+
+	mu    sync.Mutex
+	shown string // line of status that is there now; "": none
+}
+
+const clearLine = "\r\x1b[K" // ECMA-48, EL
+
+// status shows a line on a terminal, in place of the one before; "" takes it
+// away. What is written meanwhile goes above it.
+func (l *lineWriter) status(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if line != "" || l.shown != "" {
+		io.WriteString(l.w, clearLine+line)
+	}
+	l.shown = line
 }
 
 // Write adds a carriage return to each line while the terminal is raw.
 func (l *lineWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shown != "" {
+		io.WriteString(l.w, clearLine)
+		defer func() { io.WriteString(l.w, l.shown) }()
+	}
 	t := l.terminal.Load()
 	if t == nil {
 		return l.w.Write(p)

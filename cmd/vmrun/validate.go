@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -77,15 +78,17 @@ func printValidations(w io.Writer, all []validation, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, all)
 	}
+	var b strings.Builder
 	for _, v := range all {
 		if v.Valid {
-			fmt.Fprintf(w, "%s: ok\n", v.File)
+			fmt.Fprintf(&b, "%s: ok\n", v.File)
 		}
 		for _, f := range v.Faults {
-			fmt.Fprintln(w, f)
+			fmt.Fprintln(&b, f)
 		}
 	}
-	return nil
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // String is the fault on one line, in the form that editors jump by.

@@ -15,7 +15,9 @@ type watch struct {
 	*runner
 	instance *vm.Instance
 	actions  <-chan action
-	cause    error // why the VM was first asked to end; nil: it was not
+	finished <-chan struct{} // closed when there is no more need for the VM; nil: there is
+	failed   <-chan error    // gets why the VM is of no use; nil: nobody would say
+	cause    error           // why the VM was first asked to end; nil: it was not
 }
 
 // wait returns when the VM has ended.
@@ -32,10 +34,21 @@ func (w *watch) wait(ctx context.Context) vm.Ending {
 		case <-timeout:
 			timeout = nil // once is enough
 			if w.cause == nil {
+				w.evidence.look(w.instance)
 				w.end(context.Cause(ctx))
+			}
+		case err := <-w.failed:
+			if w.cause == nil {
+				w.evidence.look(w.instance)
+				w.end(err)
 			}
 		case a := <-w.actions:
 			w.obey(a)
+		case <-w.finished:
+			w.finished = nil
+			if w.cause == nil {
+				w.end(errCommandEnded)
+			}
 		}
 	}
 }
@@ -45,7 +58,8 @@ func (w *watch) obey(a action) {
 	case actEnd:
 		w.end(errEscape)
 	case actHelp:
-		io.WriteString(w.stderr, escapeHelp(w.escape))
+		// The guest may be in the middle of a line.
+		io.WriteString(w.stderr, "\n"+escapeHelp(w.escape, "end the VM"))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ const stopGrace = 5 * time.Second
 
 // runCommand runs the command, or the shell, until it ends, at the latest some
 // time after power is closed. It returns its exit code.
-func runCommand(config Config, power <-chan struct{}) int {
+func runCommand(config Config, c *children, power <-chan struct{}) int {
 	argv, gentle := config.Command, []unix.Signal{unix.SIGTERM, unix.SIGCONT}
 	if len(argv) == 0 {
 		if config.Shell == "" {
@@ -36,7 +37,7 @@ func runCommand(config Config, power <-chan struct{}) int {
 		// An interactive shell ignores SIGTERM.
 		argv, gentle = []string{config.Shell}, append(gentle, unix.SIGHUP)
 	}
-	pid, err := startCommand(argv)
+	ended, err := startCommand(c, argv)
 	if err != nil {
 		say("run %v", err)
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
@@ -53,36 +54,35 @@ func runCommand(config Config, power <-chan struct{}) int {
 		time.Sleep(stopGrace)
 		signalAll(unix.SIGKILL)
 	}()
-	return reap(pid)
+	return exitCode(<-ended)
 }
 
 // startCommand starts argv in a session of its own, with the console as its
-// controlling terminal. It does not use os/exec to wait: process 1 reaps all
-// children, and would take the command's status from under it.
-func startCommand(argv []string) (pid int, err error) {
+// controlling terminal.
+func startCommand(c *children, argv []string) (ended <-chan unix.WaitStatus, err error) {
 	path, err := exec.LookPath(argv[0])
 	if e, ok := errors.AsType[*exec.Error](err); ok {
 		err = e.Err
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", argv[0], err)
+		return nil, fmt.Errorf("%s: %w", argv[0], err)
 	}
 	console, err := openConsole()
 	if err != nil {
-		return 0, fmt.Errorf("%s: open console: %w", argv[0], err)
+		return nil, fmt.Errorf("%s: open console: %w", argv[0], err)
 	}
 	defer console.Close()
 	fd := console.Fd()
-	pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{
+	_, ended, err = c.start(path, argv, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   os.Environ(),
 		Files: []uintptr{fd, fd, fd},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", argv[0], err)
+		return nil, fmt.Errorf("%s: %w", argv[0], err)
 	}
-	return pid, nil
+	return ended, nil
 }
 
 // openConsole opens the terminal behind /dev/console, which itself can't be a
@@ -99,21 +99,19 @@ func openConsole() (*os.File, error) {
 	return os.OpenFile("/dev/console", os.O_RDWR|unix.O_NOCTTY, 0)
 }
 
-// reap collects ended processes, orphans too, until pid is among them. It
-// returns pid's exit code.
-func reap(pid int) int {
-	for {
-		var status unix.WaitStatus
-		ended, err := unix.Wait4(-1, &status, 0, nil)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			say("wait for process %d: %v", pid, err)
-			return exitNotExecutable
-		case ended == pid:
-			return exitCode(status)
+// serialConsole is the path of the terminal behind the serial port, at whose other
+// end the host is; "": the kernel has none for its console.
+func serialConsole() string {
+	active, err := os.ReadFile("/sys/class/tty/console/active")
+	if err != nil {
+		return ""
+	}
+	for _, name := range slices.Backward(strings.Fields(string(active))) {
+		if strings.HasPrefix(name, "ttyS") {
+			return "/dev/" + name
 		}
 	}
+	return ""
 }
 
 // exitCode is a process's exit code as a shell would have it.

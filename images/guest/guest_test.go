@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,6 +113,56 @@ func TestNameFiles(t *testing.T) {
 	}
 	if resolvConf(nil) != "" || hosts(nil) != local {
 		t.Errorf("without a lease: %q, %q", resolvConf(nil), hosts(nil))
+	}
+}
+
+// The names' files follow cards that come, change and go, in the cards' order;
+// what the guest has written itself stays until they say something new.
+func TestNameFilesFollow(t *testing.T) {
+	var named []string
+	f := &nameFiles{etc: t.TempDir(), setHostname: func(name []byte) error {
+		named = append(named, string(name))
+		return nil
+	}}
+	card := func(name string, order int, l lease) *nic {
+		return &nic{link: &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name}}, order: order, lease: l}
+	}
+	given := func(address, server, host string) lease {
+		return lease{address: netip.MustParsePrefix(address), dns: []netip.Addr{netip.MustParseAddr(server)}, hostname: host}
+	}
+	holds := func(want string) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(f.etc, "resolv.conf"))
+		if err != nil || string(text) != want {
+			t.Errorf("resolv.conf %q, %v, want %q", text, err, want)
+		}
+	}
+	const first, second, other = "nameserver 10.70.0.1\n", "nameserver 10.71.0.1\n", "nameserver 10.72.0.1\n"
+	eth0, eth1 := card("eth0", 0, given("10.70.0.10/24", "10.70.0.1", "web")), card("eth1", 1, given("10.71.0.10/24", "10.71.0.1", "web2"))
+	for _, step := range []struct {
+		do   func() error
+		want string
+	}{
+		{func() error { return f.set(card("eth0", 0, lease{}), card("eth9", 9, lease{})) }, ""},
+		{func() error { return f.set(eth1) }, second},
+		{func() error { return f.set(eth0) }, first + second},
+		{func() error { return f.set(card("eth1", 1, given("10.72.0.10/24", "10.72.0.1", "web3"))) }, first + other},
+		{func() error { return f.drop("eth1") }, first},
+		{func() error { return os.WriteFile(filepath.Join(f.etc, "resolv.conf"), []byte("own\n"), 0o600) }, "own\n"},
+		{func() error { return f.set(eth0) }, "own\n"}, // a renewal
+		{func() error { return f.set(eth1) }, first + second},
+		{func() error { return f.set(card("eth0", 0, lease{})) }, second},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		holds(step.want)
+	}
+	if text, err := os.ReadFile(filepath.Join(f.etc, "hosts")); err != nil || !strings.HasSuffix(string(text), "\n10.71.0.10 web2\n") {
+		t.Errorf("hosts %q, %v", text, err)
+	}
+	if len(named) != 1 || named[0] != "web2" {
+		t.Errorf("the guest was named %v", named)
 	}
 }
 

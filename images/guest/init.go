@@ -24,7 +24,7 @@ func IsInit() bool {
 }
 
 // Main is the life of a micro guest, as its process 1: it mounts, loads modules,
-// brings up every NIC by DHCP, runs the configured command or a shell on the
+// serves the agent's port, brings up every NIC by DHCP, runs the configured command or a shell on the
 // console, says how that ended and powers the machine off. It never returns.
 func Main() {
 	defer powerOffOnPanic()
@@ -43,11 +43,20 @@ func run() int {
 	if err := loadModules(config.Modules); err != nil {
 		say("%v", err)
 	}
+	c := newChildren()
+	go func() {
+		defer powerOffOnPanic()
+		c.reap()
+	}()
+	go func() {
+		defer powerOffOnPanic()
+		serveAgent(c)
+	}()
 	power := watchPower()
 	if err := configureNICs(config); err != nil {
 		say("%v", err)
 	}
-	code := runCommand(config, power)
+	code := runCommand(config, c, power)
 	if len(config.Command) > 0 {
 		if err := reportExit(code); err != nil {
 			say("%v", err)
@@ -63,8 +72,12 @@ func say(format string, args ...any) {
 }
 
 // powerOffOnPanic ends a guest whose init has a bug; deferred in every goroutine.
+// Any other process just dies of it.
 func powerOffOnPanic() {
 	if p := recover(); p != nil {
+		if os.Getpid() != 1 {
+			panic(p)
+		}
 		say("panic: %v\n%s", p, debug.Stack())
 		err := reportExit(exitPanic)
 		if err != nil {

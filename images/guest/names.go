@@ -1,33 +1,84 @@
 package guest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// writeNames sets what the leases say about names: the host's own, and how
-// others are resolved.
-func writeNames(nics []*nic) error {
-	var leases []lease
-	for _, n := range nics {
+// nameFiles are the files by which the guest's programs resolve names, and its own
+// name, kept as the leases of all cards say. It may be used by several goroutines.
+type nameFiles struct {
+	etc         string // folder
+	setHostname func([]byte) error
+
+	mu      sync.Mutex
+	cards   []*nic            // with a lease; in their order
+	written map[string]string // file's content, by its name
+	named   bool              // the hostname is set
+}
+
+func newNameFiles() *nameFiles { return &nameFiles{etc: "/etc", setHostname: unix.Sethostname} }
+
+// set notes the leases of cards; one without an address has none any more.
+func (f *nameFiles) set(changed ...*nic) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range changed {
+		f.forget(n.name())
 		if n.lease.address.IsValid() {
-			leases = append(leases, n.lease)
+			f.cards = append(f.cards, &nic{link: n.link, lease: n.lease, order: n.order})
 		}
+	}
+	slices.SortFunc(f.cards, func(a, b *nic) int { return cmp.Compare(a.order, b.order) })
+	return f.write()
+}
+
+// drop notes that a card is gone.
+func (f *nameFiles) drop(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forget(name)
+	return f.write()
+}
+
+func (f *nameFiles) forget(name string) {
+	f.cards = slices.DeleteFunc(f.cards, func(n *nic) bool { return n.name() == name })
+}
+
+// write writes the files whose content is another one than the last time: what the
+// guest's own programs have written meanwhile stays. A name that it has got, it
+// keeps.
+func (f *nameFiles) write() error {
+	var leases []lease
+	for _, n := range f.cards {
+		leases = append(leases, n.lease)
 	}
 	var errs []error
-	if host := hostname(leases); host != "" {
-		if err := unix.Sethostname([]byte(host)); err != nil {
+	if host := hostname(leases); host != "" && !f.named {
+		if err := f.setHostname([]byte(host)); err != nil {
 			errs = append(errs, fmt.Errorf("set hostname %s: %w", host, err))
 		}
+		f.named = true
 	}
-	return errors.Join(append(errs,
-		os.WriteFile("/etc/resolv.conf", []byte(resolvConf(leases)), 0o644),
-		os.WriteFile("/etc/hosts", []byte(hosts(leases)), 0o644))...)
+	if f.written == nil {
+		f.written = map[string]string{}
+	}
+	for file, text := range map[string]string{"resolv.conf": resolvConf(leases), "hosts": hosts(leases)} {
+		if last, ok := f.written[file]; ok && last == text {
+			continue
+		}
+		f.written[file] = text
+		errs = append(errs, os.WriteFile(filepath.Join(f.etc, file), []byte(text), 0o644))
+	}
+	return errors.Join(errs...)
 }
 
 // hostname is the first name that a server gave, without its domain.

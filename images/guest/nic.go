@@ -23,17 +23,25 @@ type nic struct {
 	link  netlink.Link
 	lease lease // zero: none
 	order int   // among the cards; the first one's gateway wins
+	names *nameFiles
 }
 
 func (n *nic) name() string { return n.link.Attrs().Name }
 
 // configureNICs brings up lo and all cards at once, prints a line for each as
 // soon as it is known what became of it, and returns when that is so for all.
+// What comes later is followed from then on.
 func configureNICs(config Config) error {
-	nics, err := findNICs()
+	uevents, err := listenUevents()
 	if err != nil {
 		return err
 	}
+	names := newNameFiles()
+	nics, err := findNICs(names)
+	if err != nil {
+		return errors.Join(err, uevents.Close())
+	}
+	defer func() { go followDevices(uevents, config, names, len(nics)) }()
 	if len(nics) == 0 && len(config.Missing) > 0 {
 		say("no network card; the kernel has no %s", strings.Join(config.Missing, ", "))
 	}
@@ -53,12 +61,12 @@ func configureNICs(config Config) error {
 		})
 	}
 	wg.Wait()
-	return writeNames(nics)
+	return names.set(nics...)
 }
 
 // findNICs brings up lo and lists the cards, in the kernel's order. Interfaces
 // without a device behind them are no cards.
-func findNICs() ([]*nic, error) {
+func findNICs(names *nameFiles) ([]*nic, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list network interfaces: %w", err)
@@ -72,11 +80,17 @@ func findNICs() ([]*nic, error) {
 				return nil, fmt.Errorf("set %s up: %w", attrs.Name, err)
 			}
 		}
-		if _, err := os.Stat(filepath.Join("/sys/class/net", attrs.Name, "device")); err == nil {
-			nics = append(nics, &nic{link: l, order: len(nics)})
+		if isCard(attrs.Name) {
+			nics = append(nics, &nic{link: l, order: len(nics), names: names})
 		}
 	}
 	return nics, nil
+}
+
+// isCard tells an interface with a device behind it.
+func isCard(name string) bool {
+	_, err := os.Stat(filepath.Join("/sys/class/net", name, "device"))
+	return err == nil
 }
 
 // start gets and applies a first lease, prints the NIC's line, and keeps the
@@ -178,7 +192,7 @@ func (n *nic) keep() {
 			return
 		}
 		n.lease = next
-		if err := n.apply(); err != nil {
+		if err := errors.Join(n.apply(), n.names.set(n)); err != nil {
 			say("%s", n.line(err))
 		}
 	}

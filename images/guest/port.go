@@ -11,14 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// portPatience is how long the host has to announce the exit port: the names of
-// virtio-serial ports arrive some time after their bus.
-const portPatience = 500 * time.Millisecond
+// How long the host has to announce a port: the names of virtio-serial ports
+// arrive some time after their bus. The agent's is looked for while everything
+// else begins, and nobody waits for that.
+const (
+	exitPatience  = 500 * time.Millisecond
+	agentPatience = 30 * time.Second
+)
 
 // reportExit writes the exit code to the exit port. It is no error if the
 // machine has no such port, or nobody listens.
 func reportExit(code int) error {
-	device, err := findPort(ExitPort)
+	device, err := findPort(ExitPort, exitPatience)
 	if err != nil || device == "" {
 		return err
 	}
@@ -34,23 +38,44 @@ func reportExit(code int) error {
 	return nil
 }
 
-// findPort returns the device of the named virtio-serial port, or "".
-func findPort(name string) (string, error) {
+// findPort returns the device of the named virtio-serial port, or "" if it does
+// not come within patience.
+func findPort(name string, patience time.Duration) (string, error) {
 	buses, err := filepath.Glob("/sys/bus/virtio/drivers/virtio_console/virtio*")
 	if err != nil || len(buses) == 0 {
 		return "", err
 	}
-	for deadline := time.Now().Add(portPatience); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
-		ports, err := filepath.Glob("/sys/class/virtio-ports/*")
-		if err != nil {
-			return "", err
+	events, err := listenUevents() // a port's name is such news too
+	if err != nil {
+		return "", err
+	}
+	defer events.Close()
+	if err := events.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	for buf := make([]byte, 8<<10); ; {
+		device, err := namedPort(name)
+		if device != "" || err != nil {
+			return device, err
 		}
-		for _, port := range ports {
-			text, err := os.ReadFile(filepath.Join(port, "name"))
-			if err == nil && strings.TrimSpace(string(text)) == name {
-				return filepath.Join("/dev", filepath.Base(port)), nil
-			}
+		_, err = events.Read(buf)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return "", nil
+		case err != nil && !errors.Is(err, unix.ENOBUFS): // some were lost
+			return "", fmt.Errorf("wait for port %s: %w", name, err)
 		}
 	}
-	return "", nil
+}
+
+// namedPort is findPort among the ports that have their name by now.
+func namedPort(name string) (string, error) {
+	ports, err := filepath.Glob("/sys/class/virtio-ports/*")
+	for _, port := range ports {
+		text, err := os.ReadFile(filepath.Join(port, "name"))
+		if err == nil && strings.TrimSpace(string(text)) == name {
+			return filepath.Join("/dev", filepath.Base(port)), nil
+		}
+	}
+	return "", err
 }

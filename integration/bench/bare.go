@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,12 +19,13 @@ import (
 // runBare measures QEMU alone: vmrun's own command line for it, with all that
 // it inherits ready before.
 func (b *bench) runBare(ctx context.Context) (s sample, err error) {
-	in, err := openInheritance()
+	command := b.plan.Command(b.host)
+	in, err := openInheritance(command)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, in.close()) }()
-	cmd := exec.Command(b.host.QEMU, in.replace(b.plan.Command(b.host)[1:])...)
+	cmd := exec.Command(b.host.QEMU, in.replace(command[1:])...)
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = b.env, "/", in.files
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -50,12 +52,21 @@ func (b *bench) runBare(ctx context.Context) (s sample, err error) {
 type inheritance struct {
 	names   []string
 	files   []*os.File
-	console *os.File
+	near    []*os.File // of socket pairs that nobody here talks on
 	monitor *net.UnixConn
 }
 
-// openInheritance opens a TAP and two socket pairs. The caller closes it.
-func openInheritance() (in *inheritance, err error) {
+const (
+	tapName     = "nic0.queue0"
+	monitorName = "qmp"
+)
+
+// inherited finds the names of descriptors in a command line.
+var inherited = regexp.MustCompile(`fd=\{([^}]+)\}`)
+
+// openInheritance opens a TAP, and a socket pair for everything else that a
+// command line names. The caller closes it.
+func openInheritance(command []string) (in *inheritance, err error) {
 	in = &inheritance{}
 	defer func() {
 		if err != nil {
@@ -69,21 +80,38 @@ func openInheritance() (in *inheritance, err error) {
 	if err := netlink.LinkAdd(tap); err != nil {
 		return in, fmt.Errorf("open TAP: %w", err)
 	}
-	in.add("nic0.queue0", tap.Fds[0])
-	if in.console, err = in.pair("console"); err != nil {
-		return in, err
+	in.add(tapName, tap.Fds[0])
+	for _, name := range inherited.FindAllStringSubmatch(strings.Join(command, " "), -1) {
+		if name[1] == tapName {
+			continue
+		}
+		if err := in.connect(name[1]); err != nil {
+			return in, err
+		}
 	}
-	monitor, err := in.pair("qmp")
-	if err != nil {
-		return in, err
+	if in.monitor == nil {
+		return in, errors.New("find the monitor in QEMU's command line: it has none")
 	}
-	defer monitor.Close()
-	conn, err := net.FileConn(monitor)
+	return in, nil
+}
+
+// connect makes a socket pair, of which our end may be the monitor's.
+func (in *inheritance) connect(name string) error {
+	near, err := in.pair(name)
 	if err != nil {
-		return in, err
+		return err
+	}
+	if name != monitorName {
+		in.near = append(in.near, near)
+		return nil
+	}
+	defer near.Close()
+	conn, err := net.FileConn(near)
+	if err != nil {
+		return err
 	}
 	in.monitor = conn.(*net.UnixConn)
-	return in, nil
+	return nil
 }
 
 func (in *inheritance) add(name string, f *os.File) {
@@ -103,11 +131,8 @@ func (in *inheritance) pair(name string) (*os.File, error) {
 
 func (in *inheritance) close() error {
 	var errs []error
-	for _, f := range in.files {
+	for _, f := range append(in.files, in.near...) {
 		errs = append(errs, f.Close())
-	}
-	if in.console != nil {
-		errs = append(errs, in.console.Close())
 	}
 	return errors.Join(errs...)
 }

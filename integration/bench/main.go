@@ -1,6 +1,7 @@
 // Bench compares launches and teardowns of vmrun with the same done by a shell
-// script, and with QEMU alone, and writes docs/benchmarks.md. It changes the
-// network that it runs in: scripts/bench gives it one of its own.
+// script, by libvirt and with QEMU alone, and measures what is done with VMs that
+// run. It writes docs/benchmarks.md. It changes the network that it runs in:
+// scripts/bench gives it one of its own.
 package main
 
 import (
@@ -29,8 +30,13 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "/run/bench", "folder to work in, which is made")
 	flag.StringVar(&o.out, "out", "docs/benchmarks.md", "the report")
 	flag.IntVar(&o.rounds, "rounds", 25, "how often each contender is measured")
+	libvirt := flag.Bool(insideFlag, false, "only for the benchmark itself: measure libvirt's network, in namespaces of its own")
 	flag.Parse()
-	if err := o.run(); err != nil {
+	run := o.run
+	if *libvirt {
+		run = measureLibvirt
+	}
+	if err := run(); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -50,6 +56,9 @@ func (o options) run() error {
 		return err
 	}
 	r, err := b.measure(o.rounds)
+	if err == nil {
+		err = b.measureGuests(r, o.rounds)
+	}
 	if err := errors.Join(err, b.execs.close()); err != nil {
 		return err
 	}
@@ -73,6 +82,7 @@ type bench struct {
 	plan     *vm.Plan
 	env      []string
 	execs    *execs
+	before   state // of the host, once the warm-up is over
 }
 
 func newBench(o options) (*bench, error) {
@@ -140,6 +150,7 @@ network = "lan"
 
 [networks.lan]
 mode = "nat"
+firewall = "nftables"
 `
 
 // haltingFirmware stops the processor at its first instruction, which is 16
@@ -157,19 +168,30 @@ const timeout = time.Minute
 // warmups are rounds that don't count: they fill the page cache.
 const warmups = 2
 
+// crowdEvery is in which rounds what takes seconds is measured.
+const crowdEvery = 3
+
 // measure lets the contenders take turns, in the other order each round, so
 // that what else the machine does meets all of them.
 func (b *bench) measure(rounds int) (results, error) {
 	turns := []struct {
 		column column
+		every  int // rounds
 		run    func(context.Context) (sample, error)
-	}{{vmrun, b.runVMRun}, {script, b.runScript}, {bare, b.runBare}, {vmrun, b.runNetwork}}
+	}{
+		{vmrun, 1, b.runVMRun}, {script, 1, b.runScript}, {bare, 1, b.runBare}, {vmrun, 1, b.runNetwork},
+		{vmrun, crowdEvery, b.runCrowd}, {script, crowdEvery, b.runScriptCrowd},
+		{vmrun, crowdEvery, b.runDHCP}, {script, crowdEvery, b.runDnsmasq},
+		{daemon, crowdEvery, b.runLibvirt},
+	}
 	r := results{}
-	before := ""
 	for i := range warmups + rounds {
-		round := map[column]sample{vmrun: {}, script: {}, bare: {}}
+		round := map[column]sample{vmrun: {}, script: {}, bare: {}, daemon: {}}
 		for _, turn := range turns {
-			s, err := b.turn(turn.run, before)
+			if i > 0 && (i-warmups)%turn.every != 0 {
+				continue // all are a part of the first round, and of the first that counts
+			}
+			s, err := b.turn(turn.run)
 			if err != nil {
 				return nil, fmt.Errorf("measure %s, round %d: %w", turn.column, i, err)
 			}
@@ -183,7 +205,7 @@ func (b *bench) measure(rounds int) (results, error) {
 			continue
 		}
 		var err error
-		if before, err = b.state(); err != nil {
+		if b.before, err = b.state(); err != nil {
 			return nil, err
 		}
 	}
@@ -192,23 +214,42 @@ func (b *bench) measure(rounds int) (results, error) {
 
 // turn measures a contender once and makes sure that nothing stays behind,
 // which would be a faster way to end.
-func (b *bench) turn(run func(context.Context) (sample, error), before string) (sample, error) {
+func (b *bench) turn(run func(context.Context) (sample, error)) (sample, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	s, err := run(ctx)
-	if err != nil || before == "" {
+	if err != nil || b.before.text == "" {
 		return s, err
+	}
+	return s, b.asBefore(ctx)
+}
+
+// asBefore waits until all processes have ended that the host did not have
+// before, and compares it with then.
+func (b *bench) asBefore(ctx context.Context) error {
+	if err := hoststate.WaitProcesses(ctx, b.before.processes); err != nil {
+		return err
 	}
 	after, err := b.state()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if diff := hoststate.Diff(before, after); diff != "" {
-		return nil, fmt.Errorf("the host is not as before:\n%s", diff)
+	if diff := hoststate.Diff(b.before.text, after.text); diff != "" {
+		return fmt.Errorf("the host is not as before:\n%s", diff)
 	}
-	return s, nil
+	return nil
 }
 
-func (b *bench) state() (string, error) {
-	return hoststate.Snapshot(b.host.Dirs.Runtime)
+// state is what the host looks like.
+type state struct {
+	text      string
+	processes []string
+}
+
+func (b *bench) state() (s state, err error) {
+	if s.processes, err = hoststate.Processes(); err != nil {
+		return s, err
+	}
+	s.text, err = hoststate.Snapshot(b.host.Dirs.Runtime)
+	return s, err
 }

@@ -1,12 +1,13 @@
 #!/bin/bash
-# script.sh DIR FIRMWARE: what vmrun is measured against. A NAT network with DHCP
-# and DNS and on it a VM, with ip, iptables, dnsmasq and QEMU; its QMP is
-# DIR/qmp.sock. SIGTERM ends the VM and takes everything away. Changes of one
-# kind go to one process: one per rule would take several times as long.
+# script.sh DIR FIRMWARE [PORTS]: what vmrun is measured against. A NAT network with
+# DHCP and DNS and on it a VM, with ip, iptables, dnsmasq and QEMU; its QMP is
+# DIR/qmp.sock. With PORTS there are so many TAPs in the place of the VM. SIGTERM
+# ends the VM and takes everything away. Changes of one kind go to one process: one
+# per rule would take several times as long.
 set -euo pipefail
 
 dir=$1 firmware=$2
-bridge=byhand0 tap=byhand1 subnet=10.99.0.0/24 gateway=10.99.0.1
+bridge=byhand0 tap=byhand1 ports=99 subnet=10.99.0.0/24 gateway=10.99.0.1
 forwarding=$(</proc/sys/net/ipv4/ip_forward)
 
 make_network() {
@@ -66,7 +67,26 @@ remove_network() {
 		COMMIT
 	END
 	echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
-	rm "$dir/qmp.sock" "$dir/leases"
+	rm -f "$dir"/*.sock "$dir/leases"
+}
+
+add_port() {
+	ip -batch - <<-END
+		tuntap add byhand-p$1 mode tap vnet_hdr
+		link set byhand-p$1 master $bridge group $ports up
+	END
+	echo "port $1"
+}
+
+# remove_ports asks once for all: each removal by itself takes as long.
+remove_ports() {
+	ip link delete group $ports
+	echo ports gone
+	remove_network
+	while kill -0 "$dnsmasq" 2>/dev/null; do :; done
+	echo all gone
+	kill "$idle"
+	exit 0
 }
 
 end() {
@@ -79,6 +99,15 @@ end() {
 echo begin
 make_network
 echo network up
+if [ $# = 3 ]; then
+	dnsmasq=$(<"$dir/dnsmasq.pid")
+	sleep infinity &
+	idle=$!
+	trap remove_ports TERM
+	echo port 1
+	for ((p = 2; p <= $3; p++)); do add_port "$p"; done
+	wait "$idle"
+fi
 # The devices, and the order of the options, are those of vmrun.
 qemu-system-x86_64 -no-user-config -nodefaults -display none -name guest=byhand \
 	-machine q35,accel=tcg,usb=off,vmport=off,graphics=off -cpu max -smp 1 -m 512M -rtc base=utc \
@@ -86,7 +115,14 @@ qemu-system-x86_64 -no-user-config -nodefaults -display none -name guest=byhand 
 	-boot strict=on -serial "file:$dir/console.log" -qmp "unix:$dir/qmp.sock,server=on,wait=off" \
 	-netdev "tap,id=n0,ifname=$tap,script=no,downscript=no" \
 	-device virtio-net-pci,netdev=n0,mac=52:54:00:99:00:02,bootindex=0 \
-	-object rng-builtin,id=rng0 -device virtio-rng-pci,rng=rng0 -device pvpanic -action panic=shutdown \
+	-object rng-builtin,id=rng0 -device virtio-rng-pci,rng=rng0 \
+	-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on -device pvpanic -device virtio-serial-pci \
+	-chardev "socket,id=agent,path=$dir/agent.sock,server=on,wait=off" -device virtserialport,chardev=agent,name=org.byhand.agent \
+	-chardev "socket,id=qga,path=$dir/qga.sock,server=on,wait=off" -device virtserialport,chardev=qga,name=org.qemu.guest_agent.0 \
+	-device pcie-root-port,id=hot0,bus=pcie.0,chassis=1,addr=0x10.0,multifunction=on \
+	-device pcie-root-port,id=hot1,bus=pcie.0,chassis=2,addr=0x10.1 \
+	-device pcie-root-port,id=hot2,bus=pcie.0,chassis=3,addr=0x10.2 \
+	-device pcie-root-port,id=hot3,bus=pcie.0,chassis=4,addr=0x10.3 -action panic=shutdown \
 	-S -bios "$firmware" &
 qemu=$!
 trap end TERM

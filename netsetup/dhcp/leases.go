@@ -285,6 +285,18 @@ func (l *Leases) Name(ip netip.Addr) string {
 	return ""
 }
 
+// Bound tells whether a port has taken the address that is reserved for it.
+func (l *Leases) Bound(port net.HardwareAddr) bool {
+	m, err := parseMAC(port)
+	if err != nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.byMAC[m]
+	return e != nil && e.port && e.state(l.opts.Now()) == Bound
+}
+
 // State is what a lease is at a moment.
 type State string
 

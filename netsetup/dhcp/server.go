@@ -33,6 +33,9 @@ type Config struct {
 	LeaseTime time.Duration // at least a minute
 	OnlyKnown bool          // answer nobody but ports: others serve this network too
 	Log       *slog.Logger  // nil: nothing is logged
+	// Given, if it is not nil, is told each address that a client did not have
+	// before. It must not wait.
+	Given func(client net.HardwareAddr, ip netip.Addr)
 }
 
 // Server answers the DHCP requests of one network.
@@ -41,6 +44,7 @@ type Server struct {
 	mac     mac
 	leases  *Leases
 	log     quiet
+	talks   talks
 	options map[uint8][]byte // what each client may be told
 }
 
@@ -122,6 +126,9 @@ func (s *Server) answer(frame []byte) []byte {
 		return nil
 	}
 	reply, ok := s.handle(r)
+	if s.leases.isPort(r.client) {
+		s.talks.note(r.client, r.kind, reply, ok, s.leases.opts.Now())
+	}
 	if !ok {
 		return nil
 	}
@@ -247,6 +254,9 @@ func (s *Server) request(r request) (reply, bool) {
 	if !s.leases.bind(r.client, ip, r.hostname, s.cfg.LeaseTime) {
 		s.log.log.Debug("address refused", "ip", ip, "mac", r.client)
 		return reply{to: r, kind: dhcpv4.MessageTypeNak}, true
+	}
+	if s.cfg.Given != nil && r.wanted.IsValid() { // else it is a renewal
+		s.cfg.Given(r.client[:], ip)
 	}
 	s.log.log.Debug("address given", "ip", ip, "mac", r.client, "hostname", r.hostname)
 	return reply{to: r, kind: dhcpv4.MessageTypeAck, ip: ip}, true

@@ -18,9 +18,12 @@ const (
 	TCG     = "tcg"
 )
 
-// ExitPort is the name of the virtio-serial port by which the micro guest
-// tells its exit code.
-const ExitPort = "org.vmrun.exit"
+// Port is a named virtio-serial port. Guests find it by its name.
+type Port struct {
+	ID   string // of the socket, for QEMU
+	Name string // for the guest
+	FD   FD     // connected socket
+}
 
 // FD is an open file that QEMU inherits, as it stands in an argument: its
 // number in a launch, or any name in the text of a plan.
@@ -34,6 +37,7 @@ type Config struct {
 	Accel    string // KVM or TCG
 	CPU      string // a model, with features where wanted
 	CPUs     int
+	MaxCPUs  int    // that the guest can have while it runs; 0: CPUs
 	Memory   int64  // bytes, rounded up to whole KiB
 	Kernel   string // path; "": the firmware boots the disks in order, then the NICs
 	Initrd   string // path, or ""
@@ -42,8 +46,10 @@ type Config struct {
 	NICs     []NIC
 	Console  FD       // connected socket: the first serial port
 	QMP      FD       // connected socket: the monitor
-	Exit     FD       // connected socket: ExitPort; "": no such port
+	Ports    []Port   // virtio-serial ports
 	Paused   bool     // the guest waits for the QMP command cont
+	Display  string   // VNC, SPICE, or "" for a machine without a screen
+	Incoming bool     // the guest waits for the QMP command migrate-incoming
 	NoReboot bool     // a reset of the guest ends QEMU
 	Extra    []string // appended as they are
 }
@@ -52,12 +58,15 @@ type Config struct {
 func (c Config) Args() []string {
 	return slices.Concat(
 		[]string{"-no-user-config", "-nodefaults", "-display", "none"},
+		c.display(),
 		c.machine(),
 		c.boot(),
 		c.chardevs(),
 		c.nics(),
 		c.disks(),
 		c.devices(),
+		c.ports(),
+		c.hotPorts(),
 		c.life(),
 		c.Extra,
 	)
@@ -72,7 +81,7 @@ func (c Config) machine() []string {
 		machine = append(machine, pair{"acpi", "off"}, pair{"rtc", "on"})
 	default:
 		machine = append(machine, pair{"usb", "off"}, pair{"vmport", "off"})
-		if c.firmwareBoot() {
+		if c.firmwareBoot() && c.Display == "" {
 			// Firmware and boot loaders then talk on the serial port.
 			machine = append(machine, pair{"graphics", "off"})
 		}
@@ -81,12 +90,19 @@ func (c Config) machine() []string {
 		"-name", option(pair{"guest", c.Name}, pair{"debug-threads", "on"}),
 		"-machine", option(machine...),
 		"-cpu", c.CPU,
-		"-smp", strconv.Itoa(c.CPUs),
+		"-smp", c.cpus(),
 		"-m", memory(c.Memory),
 		"-rtc", option(pair{"base", "utc"}),
 		"-sandbox", option(pair{"", "on"}, pair{"obsolete", "deny"}, pair{"elevateprivileges", "deny"},
 			pair{"spawn", "deny"}, pair{"resourcecontrol", "deny"}),
 	}
+}
+
+func (c Config) cpus() string {
+	if c.MaxCPUs <= c.CPUs {
+		return strconv.Itoa(c.CPUs)
+	}
+	return option(pair{"cpus", strconv.Itoa(c.CPUs)}, pair{"maxcpus", strconv.Itoa(c.MaxCPUs)})
 }
 
 // memory is an amount for -m: in MiB where that is exact, as people say it.
@@ -123,6 +139,9 @@ func (c Config) life() []string {
 	}
 	if c.Paused {
 		args = append(args, "-S")
+	}
+	if c.Incoming {
+		args = append(args, "-incoming", "defer")
 	}
 	return args
 }

@@ -22,7 +22,8 @@ func direct() Config {
 		Name: "web", Machine: Q35, Accel: TCG, CPU: "max", CPUs: 2, Memory: 512 << 20,
 		Kernel: "/boot/vmlinuz", Initrd: "/dev/fd/9", Cmdline: "console=ttyS0 quiet",
 		NICs:    []NIC{{MAC: mac(1), Netdev: Tap{Queues: []FD{"6"}}, Queues: 1}},
-		Console: "3", QMP: "4", Exit: "5", Paused: true, NoReboot: true,
+		Ports:   []Port{{ID: "exit", Name: "org.vmrun.exit", FD: "5"}, {ID: "agent", Name: "org.vmrun.agent", FD: "12"}},
+		Console: "3", QMP: "4", Paused: true, NoReboot: true,
 	}
 }
 
@@ -62,9 +63,17 @@ func configs() map[string]Config {
 		Console: "{console}", QMP: "{qmp}",
 	}
 
+	network.CPUs, network.MaxCPUs = 1, 3
+
+	screen := direct()
+	screen.Display = SPICE
+	pxeScreen := network
+	pxeScreen.Display = VNC
+
 	commas := direct()
 	commas.Name, commas.Kernel, commas.Cmdline = "a,b", "/boot/vm,linuz", "a=b,c"
-	return map[string]Config{"micro": micro, "microvm": microvm, "disk": disk, "user": user, "network": network, "commas": commas}
+	return map[string]Config{"micro": micro, "microvm": microvm, "disk": disk, "user": user, "network": network, "commas": commas,
+		"spice": screen, "vnc": pxeScreen}
 }
 
 // text has one option with its value on each line.

@@ -19,20 +19,30 @@ const mustVariable = "VMRUN_TEST_MUST"
 
 // probes try each feature in the network and as the user of the test.
 var probes = map[string]func() error{
-	"tun":      tun,
-	"qemu":     runs("qemu-system-x86_64", "--version"),
-	"qemu-img": runs("qemu-img", "--version"),
-	"kernel":   func() error { _, err := Kernel(); return err },
-	"busybox":  busybox,
-	"iptables": runs("iptables", "-t", "nat", "-S"),
-	"ipxe":     ipxe,
-	"dnsmasq":  runs("dnsmasq", "--version"),
-	"dhclient": runs("dhclient", "--version"),
-	"udhcpc":   program("udhcpc"),
-	"syslinux": runs("syslinux", "--version"),
-	"mtools":   program("mcopy"),
-	"mkfs.fat": program("mkfs.fat"),
-	"users":    users,
+	"tun":          tun,
+	"qemu":         runs("qemu-system-x86_64", "--version"),
+	"qemu-img":     runs("qemu-img", "--version"),
+	"kernel":       func() error { _, err := Kernel(); return err },
+	"busybox":      busybox,
+	"iptables":     runs("iptables", "-t", "nat", "-S"),
+	"ipxe":         ipxe,
+	"br_netfilter": func() error { _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); return err },
+	"dnsmasq":      runs("dnsmasq", "--version"),
+	"libvirt":      libvirt,
+	"daemons":      unpacked("daemons/usr/sbin/NetworkManager", "daemons/etc/ufw"),
+	"docker":       unpacked("docker/usr/sbin/dockerd"),
+	"dhclient":     runs("dhclient", "--version"),
+	"udhcpc":       program("udhcpc"),
+	"tmux":         runs("tmux", "-V"),
+	"curl":         program("curl"),
+	"tcpdump":      runs("tcpdump", "--version"),
+	"syslinux":     runs("syslinux", "--version"),
+	"mtools":       program("mcopy"),
+	"mkfs.fat":     program("mkfs.fat"),
+	"users":        users,
+	"nextpid":      nextPID,
+	"perfdhcp":     runs("perfdhcp", "-v"),
+	"nftables":     runs("nft", "--check", "add table ip probe { chain c { type nat hook postrouting priority 0; }; }"),
 }
 
 // Needs skips the test where the machine lacks one of the features, and fails
@@ -70,11 +80,7 @@ type GuestKernel struct {
 // Kernel finds the newest kernel for guests: the machine's own, or what
 // scripts/setup unpacked.
 func Kernel() (GuestKernel, error) {
-	cache := os.Getenv("VMRUN_CACHE_DIR")
-	if cache == "" {
-		cache = "/var/cache/vmrun"
-	}
-	for _, root := range []string{filepath.Join(cache, "kernel"), "/"} {
+	for _, root := range []string{filepath.Join(cacheFolder(), "kernel"), "/"} {
 		images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
 		if err != nil {
 			return GuestKernel{}, err
@@ -88,6 +94,14 @@ func Kernel() (GuestKernel, error) {
 		}
 	}
 	return GuestKernel{}, errors.New("find kernel: run scripts/setup test")
+}
+
+// cacheFolder is where scripts/setup unpacks.
+func cacheFolder() string {
+	if cache := os.Getenv("VMRUN_CACHE_DIR"); cache != "" {
+		return cache
+	}
+	return "/var/cache/vmrun"
 }
 
 func program(name string) func() error {
@@ -123,6 +137,23 @@ func busybox() error {
 		}
 	}
 	return nil
+}
+
+// libvirt is the daemon with its driver for networks, and the shell for it.
+func libvirt() error {
+	return errors.Join(runs("libvirtd", "--version")(), runs("virsh", "--version")())
+}
+
+// unpacked are files that scripts/setup unpacks without installing them.
+func unpacked(files ...string) func() error {
+	return func() error {
+		for _, file := range files {
+			if _, err := os.Stat(filepath.Join(cacheFolder(), file)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 func ipxe() error {

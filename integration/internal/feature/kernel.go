@@ -38,3 +38,13 @@ func users() error {
 	}
 	return nil
 }
+
+// nextPID tells whether the number of the next process can be chosen (proc(5),
+// ns_last_pid).
+func nextPID() error {
+	f, err := os.OpenFile("/proc/sys/kernel/ns_last_pid", os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("choose process number: %w", err)
+	}
+	return f.Close()
+}

@@ -64,7 +64,7 @@ func writeDisk(raw, initrd string, words []string) error {
 		return err
 	}
 	config := filepath.Join(filepath.Dir(raw), "syslinux.cfg")
-	text := "default own\nlabel own\n kernel /vmlinuz\n append initrd=/initrd console=ttyS0 quiet " + strings.Join(words, " ") + "\n"
+	text := "default own\nlabel own\n kernel /vmlinuz\n append initrd=/initrd console=ttyS0 quiet no_timer_check " + strings.Join(words, " ") + "\n"
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write boot menu: %w", err)
 	}

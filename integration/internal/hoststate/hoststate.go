@@ -61,6 +61,9 @@ var (
 	comments = regexp.MustCompile(`^#`)
 	// The kernel's own route to a link-local address comes a second after it.
 	late = regexp.MustCompile(`^(local|anycast) fe80::.* proto kernel`)
+	// So does the multicast address to which others ask for it; the address is
+	// compared by itself.
+	solicited = regexp.MustCompile(`^33:33:ff:\S+ dev \S+ self permanent$`)
 )
 
 var sections = []section{
@@ -70,7 +73,7 @@ var sections = []section{
 	{name: "routes 6", command: []string{"ip", "-6", "route", "show", "table", "all"}, clean: lifetimes, sorted: true, drop: late},
 	{name: "rules", command: []string{"ip", "-4", "rule", "show"}},
 	{name: "rules 6", command: []string{"ip", "-6", "rule", "show"}},
-	{name: "forwarding database", command: []string{"bridge", "fdb", "show"}, sorted: true},
+	{name: "forwarding database", command: []string{"bridge", "fdb", "show"}, sorted: true, drop: solicited},
 	{name: "bridge vlans", command: []string{"bridge", "vlan", "show"}},
 	{name: "queueing", command: []string{"tc", "qdisc", "show"}, clean: handles, sorted: true},
 	{name: "nftables", command: []string{"nft", "--stateless", "list", "ruleset"}, drop: comments},

@@ -108,10 +108,11 @@ func TestWaitProcesses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh(t, "setsid sleep 60 >/dev/null 2>&1 & echo $! >/run/pid")
+		// The shell tells its own name, which it has got by then.
+		sh(t, `mkfifo /run/up; setsid sh -c 'echo $$ >/run/pid; echo >/run/up; read -r never </run/up' stranger >/dev/null 2>&1 & read -r up </run/up`)
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		if err := hoststate.WaitProcesses(ctx, before); err == nil || !strings.Contains(err.Error(), "sleep 60") {
+		if err := hoststate.WaitProcesses(ctx, before); err == nil || !strings.Contains(err.Error(), "stranger") {
 			t.Errorf("waiting beside a process: %v; want an error that names it", err)
 		}
 		sh(t, "kill $(cat /run/pid)")

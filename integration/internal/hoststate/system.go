@@ -158,7 +158,7 @@ func files(folders []string) ([]string, error) {
 				return nil
 			case err != nil:
 				return err
-			case entry.IsDir(), name == "lock", strings.HasSuffix(name, ".lock"), strings.HasSuffix(name, ".log"):
+			case entry.IsDir(), name == "lock", strings.HasSuffix(name, ".lock"), strings.Contains(name, ".log"):
 				return nil
 			}
 			lines = append(lines, path)

@@ -32,7 +32,8 @@ const (
 	roleEnter = "enter" // a command on a second host, see Command
 )
 
-const limit = 4 * time.Minute // for one test in a sandbox
+// limit is for one test in a sandbox.
+var limit = time.Duration(feature.Amount(4, 60)) * time.Minute
 
 // Main does the part of a re-executed process and does not return then. In the
 // process that the user started, and in the one that runs a test, it does
@@ -60,11 +61,20 @@ func Main() {
 // run in parallel.
 func Run(t *testing.T, body func(t *testing.T)) {
 	t.Helper()
+	if !inside(t) {
+		t.Parallel()
+	}
+	RunAlone(t, body)
+}
+
+// RunAlone is Run while no other test of the package runs: for one that is about
+// what the machine can do in a time.
+func RunAlone(t *testing.T, body func(t *testing.T)) {
+	t.Helper()
 	if inside(t) {
 		body(t)
 		return
 	}
-	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, limit))
 	defer cancel()
 
@@ -117,6 +127,9 @@ func remaining(t *testing.T, limit time.Duration) time.Duration {
 func follow(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	out := &verdict{out: t.Output(), name: t.Name()}
+	if os.Getenv(roleVariable) == "" {
+		out.report = kept.add
+	}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = time.Second
 	err := cmd.Start()
@@ -127,6 +140,9 @@ func follow(t *testing.T, cmd *exec.Cmd) {
 		err = cmd.Wait()
 	}
 	out.flush()
+	if out.err != nil {
+		t.Errorf("write report: %v", out.err)
+	}
 	switch {
 	case err != nil || out.failed:
 		t.Fatalf("run %s in %s: %v", t.Name(), cmd.Path, err)

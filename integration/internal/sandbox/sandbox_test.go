@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -60,6 +61,27 @@ func TestVerdict(t *testing.T) {
 	v.flush()
 	if want := "    a.go:1: hello\nlast\n"; out.String() != want || !v.failed || v.passed {
 		t.Errorf("got %q, failed %v, passed %v; want %q, true, false", out.String(), v.failed, v.passed, want)
+	}
+}
+
+// TestReport: what a test in a sandbox tells for a report is kept by the process
+// outside, and is no part of its log.
+func TestReport(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "reports")
+	t.Setenv(reportVariable, dir)
+	var out strings.Builder
+	v := &verdict{out: &out, name: "TestA", report: new(reports).add}
+	for _, part := range []string{"    report: steps.txt nat: kil", "led\nreport: steps.txt 1 case\r\n    a.go:1: hello\n"} {
+		if _, err := v.Write([]byte(part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "steps.txt"))
+	if want := "nat: killed\n1 case\n"; string(text) != want || err != nil || v.err != nil {
+		t.Errorf("the report says %q, %v, %v; want %q", text, err, v.err, want)
+	}
+	if want := "    a.go:1: hello\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }
 
@@ -130,7 +152,7 @@ func TestUML(t *testing.T) {
 			ip -n other link set v10 up master br0
 			ip addr add 10.0.0.1/24 dev br0
 			ip -n other addr add 10.0.0.2/24 dev br0
-			ping -c1 -W5 10.0.0.2
+			busybox ping -c1 -W5 10.0.0.2
 			ip tuntap add tap0 mode tap
 			ip link set tap0 master br0
 			iptables-legacy -t nat -A POSTROUTING -s 10.0.0.0/24 -j MASQUERADE

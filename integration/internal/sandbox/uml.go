@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,9 +24,12 @@ const (
 	umlKernel  = "linux.uml"
 	umlModules = "/usr/lib/uml/modules"
 	modprobe   = "/sbin/modprobe"
-	umlLimit   = 10 * time.Minute // User-Mode Linux is about seven times slower
-	exitMark   = "uml: exit "     // how a guest ends its output
+	compiler   = "gcc"        // of preload/xstate.c
+	exitMark   = "uml: exit " // how a guest ends its output
 )
+
+// umlLimit is limit for User-Mode Linux, which is about seven times slower.
+var umlLimit = time.Duration(feature.Amount(10, 120)) * time.Minute
 
 // job is what User-Mode Linux is to run.
 type job struct {
@@ -46,7 +50,7 @@ func Run8021Q(t *testing.T, body func(t *testing.T)) {
 }
 
 // RunUML is Run under User-Mode Linux. It needs Debian's packages
-// user-mode-linux and kmod.
+// user-mode-linux, kmod, gcc and libc6-dev.
 func RunUML(t *testing.T, body func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(roleVariable) != "" {
@@ -68,7 +72,7 @@ func RunUML(t *testing.T, body func(t *testing.T)) {
 }
 
 func umlMissing() error {
-	for _, name := range []string{umlKernel, modprobe} {
+	for _, name := range []string{umlKernel, modprobe, compiler} {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("find User-Mode Linux: %w", err)
 		}
@@ -96,6 +100,10 @@ func umlCommand(t *testing.T) (*exec.Cmd, error) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, fmt.Errorf("write job: %w", err)
 	}
+	preload, err := compilePreload(t)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, umlLimit))
 	t.Cleanup(cancel)
 	args := []string{
@@ -104,8 +112,23 @@ func umlCommand(t *testing.T) (*exec.Cmd, error) {
 		roleVariable + "=" + roleUML, jobVariable + "=" + file, testVariable + "=" + t.Name(), "--",
 	}
 	cmd := exec.CommandContext(ctx, umlKernel, append(args, testArgs(t, umlLimit)...)...)
+	cmd.Env = append(os.Environ(), "LD_PRELOAD="+preload)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it ends its own children then
 	return cmd, nil
+}
+
+//go:embed preload/xstate.c
+var xstate string
+
+// compilePreload makes a library of preload/xstate.c.
+func compilePreload(t *testing.T) (path string, err error) {
+	path = filepath.Join(t.TempDir(), "xstate.so")
+	cmd := exec.Command(compiler, "-O2", "-shared", "-fPIC", "-o", path, "-x", "c", "-")
+	cmd.Stdin = strings.NewReader(xstate)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("compile preload/xstate.c: %w: %s", err, out)
+	}
+	return path, nil
 }
 
 // initUML is process 1 of User-Mode Linux.

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -14,6 +15,8 @@ type verdict struct {
 	name                    string
 	partial                 []byte
 	passed, failed, skipped bool
+	report                  func(file, line string) error // nil: what is for a report is passed on as well
+	err                     error                         // of report
 }
 
 // Write implements io.Writer.
@@ -38,8 +41,11 @@ func (v *verdict) flush() {
 
 // line drops what the outer test prints itself.
 func (v *verdict) line(line string) {
+	file, text, isReport := reported(line)
 	outcome, of, _ := strings.Cut(strings.TrimLeft(line, " "), ": "+v.name+" ")
 	switch {
+	case isReport && v.report != nil:
+		v.err = errors.Join(v.err, v.report(file, text))
 	case of != "" && outcome == "--- PASS":
 		v.passed = true
 	case of != "" && outcome == "--- SKIP":

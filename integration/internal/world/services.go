@@ -53,7 +53,8 @@ func ServeHTTP(t *testing.T, ns *sandbox.Namespace, address string) {
 func Fetch(ctx context.Context, ns *sandbox.Namespace, address string) (string, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		// The context that comes with the call outlives the request.
+		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 			err = ns.Do(func() error {
 				conn, err = new(net.Dialer).DialContext(ctx, network, address)
 				return err
@@ -74,17 +75,32 @@ func Fetch(ctx context.Context, ns *sandbox.Namespace, address string) (string, 
 	return string(text), err
 }
 
-// ServeDNS answers on the gateway's port 53, over UDP and TCP: Domain has the
-// gateway's address, no other name exists. It also names the gateway in the
+// ServeDNS answers on the gateway's port 53, and names the gateway in the
 // sandbox's /etc/resolv.conf.
 func (l *LAN) ServeDNS(t *testing.T) {
 	t.Helper()
+	ServeDNS(t, l.Gateway, Gateway)
+	NameResolver(t, Gateway)
+}
+
+// NameResolver names a server in the sandbox's /etc/resolv.conf.
+func NameResolver(t *testing.T, address string) {
+	t.Helper()
+	if err := os.WriteFile("/etc/resolv.conf", []byte("nameserver "+address+"\n"), 0o644); err != nil {
+		t.Fatalf("name resolver: %v", err)
+	}
+}
+
+// ServeDNS answers in a namespace at an address' port 53, over UDP and TCP: Domain
+// has the LAN's gateway's address, no other name exists.
+func ServeDNS(t *testing.T, ns *sandbox.Namespace, address string) {
+	t.Helper()
 	servers := []*dns.Server{{}, {}}
-	err := l.Gateway.Do(func() (err error) {
-		if servers[0].PacketConn, err = net.ListenPacket("udp", Gateway+":53"); err != nil {
+	err := ns.Do(func() (err error) {
+		if servers[0].PacketConn, err = net.ListenPacket("udp", address+":53"); err != nil {
 			return err
 		}
-		servers[1].Listener, err = net.Listen("tcp", Gateway+":53")
+		servers[1].Listener, err = net.Listen("tcp", address+":53")
 		return err
 	})
 	if err != nil {
@@ -97,9 +113,6 @@ func (l *LAN) ServeDNS(t *testing.T) {
 		go server.ActivateAndServe()
 		<-started
 		t.Cleanup(func() { server.Shutdown() })
-	}
-	if err := os.WriteFile("/etc/resolv.conf", []byte("nameserver "+Gateway+"\n"), 0o644); err != nil {
-		t.Fatalf("name resolver: %v", err)
 	}
 }
 
@@ -122,24 +135,36 @@ func answer(w dns.ResponseWriter, question *dns.Msg) {
 // it did is shown if the test fails.
 func (l *LAN) ServeDHCP(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--log-facility=-",
-		"--port=0", "--user=root", "--group=", "--bind-interfaces", "--interface="+switchName, "--no-ping",
-		"--pid-file="+filepath.Join(t.TempDir(), "pid"), "--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"),
+	ServeDnsmasq(t, l.Gateway, "IP range 192.0.2.100", "--port=0", "--bind-interfaces", "--interface="+switchName,
 		"--dhcp-authoritative", "--dhcp-range=192.0.2.100,192.0.2.199,255.255.255.0,1h")
+}
+
+// ServeDnsmasq runs dnsmasq in a namespace with the given options and no other
+// configuration, and waits until it has said what it says when it serves. What it
+// did is shown if the test fails.
+func ServeDnsmasq(t *testing.T, ns *sandbox.Namespace, serves string, options ...string) {
+	t.Helper()
+	cmd := exec.Command("dnsmasq", append([]string{"--keep-in-foreground", "--conf-file=/dev/null", "--log-facility=-",
+		"--user=root", "--group=", "--no-ping", "--no-resolv", "--no-hosts",
+		"--pid-file=" + filepath.Join(t.TempDir(), "pid"), "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases")},
+		options...)...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Gateway.Do(cmd.Start); err != nil {
+	if err := ns.Do(cmd.Start); err != nil {
 		t.Fatalf("start dnsmasq: %v", err)
 	}
 	var said []string
-	ready, done := make(chan struct{}), make(chan struct{})
+	ready, done := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(done)
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			if strings.Contains(lines.Text(), "IP range 192.0.2.100") {
-				close(ready)
+			if strings.Contains(lines.Text(), serves) {
+				select {
+				case ready <- struct{}{}:
+				default: // it has said so before
+				}
 			}
 			said = append(said, lines.Text())
 		}

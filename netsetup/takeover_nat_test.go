@@ -1,0 +1,68 @@
+package netsetup
+
+import (
+	"bufio"
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
+)
+
+// TestTakeoverUnderNAT: a nat network whose way out is taken over goes on over the
+// bridge, and over the uplink again; the host routes for nobody else meanwhile.
+func TestTakeoverUnderNAT(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	usedUplink(t)
+	h := testHost(t)
+	network(t)
+	before := network(t)
+	other := specs()["nat"]
+	other.Name = "other"
+	nat, err := Attach(context.Background(), h, other, testPort())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	p, err := Attach(context.Background(), h, takeoverSpec(), portOf(1))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	awaitForwarding(t, p.Bridge())
+	rules := shell(t, "nft list table ip "+firewall.Table(newNamesOf(t, h, other).id))
+	_, set, _ := strings.Cut(rules, "set transit {")
+	if set, _, _ = strings.Cut(set, "set hairpin {"); !strings.Contains(set, `"`+p.Bridge()+`"`) {
+		t.Errorf("nothing keeps the host from routing for the bridge's neighbours:\n%s", rules)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	awaitForwarding(t, "eth0")
+	if err := nat.Close(); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}
+
+// awaitForwarding follows the host's settings until a link forwards.
+func awaitForwarding(t *testing.T, link string) {
+	t.Helper()
+	monitor := exec.Command("ip", "monitor", "netconf")
+	out, err := monitor.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := monitor.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Wait()
+	defer monitor.Process.Kill()
+	for lines := bufio.NewScanner(out); !strings.Contains(forwarding(t), "/"+link+"/forwarding:1") && lines.Scan(); {
+	}
+}
