@@ -30,7 +30,8 @@ type keeper struct {
 
 	connections atomic.Int32 // open ones
 
-	stop func() // ends serve, once everything is undone
+	ending atomic.Bool // phase is closing, for who asks without the mutex
+	stop   func()      // ends serve, once everything is undone
 
 	followers fanout.Fanout[Event]
 
@@ -292,7 +293,7 @@ func (k *keeper) answer(conn *net.UnixConn, who peer, r request) reply {
 		return k.sendReport(conn, who, r)
 	}
 	if r.Ping {
-		send(conn, reply{Protocol: protocolVersion}, nil) // or who asked is gone
+		send(conn, reply{Protocol: protocolVersion, Closing: k.ending.Load()}, nil) // or who asked is gone
 		return reply{}
 	}
 	k.enter()

@@ -163,6 +163,7 @@ func removeWritten(path string) error {
 func (k *keeper) teardown() detachResult {
 	started := time.Now()
 	k.phase = closing
+	k.ending.Store(true)
 	result := detachResult{Last: true}
 	if err := k.undo(); err != nil {
 		k.log.Error("undo", "cause", err)

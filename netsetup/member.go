@@ -209,15 +209,6 @@ func otherVersion(protocol int) string {
 		protocol, protocolVersion)
 }
 
-// awaitGone waits until a closing keeper has ended, which frees its lock.
-func awaitGone(ctx context.Context, dir string) error {
-	lock, err := lockWithin(ctx, filepath.Join(dir, "lock"), closingTimeout)
-	if err != nil {
-		return fmt.Errorf("wait for the network's end: %w", err)
-	}
-	return lock.Close()
-}
-
 // Files are the TAP's, one per queue, to be inherited by QEMU. They stay the
 // port's, which keeps them until it is closed: whoever closes the last copy of
 // a TAP waits until the kernel has removed it, which takes QEMU's end, or a

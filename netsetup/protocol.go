@@ -30,7 +30,7 @@ type request struct {
 	Inspect  bool           `json:"inspect,omitempty"`
 	Follow   bool           `json:"follow,omitempty"` // answered by events from now on
 	Brief    bool           `json:"brief,omitempty"`  // without what it takes a process to find out
-	Ping     bool           `json:"ping,omitempty"`   // answered at once, whatever else goes on
+	Ping     bool           `json:"ping,omitempty"`   // answered at once, whatever else goes on, with Closing where the keeper is about to end
 	Down     bool           `json:"down,omitempty"`
 	Detach   bool           `json:"detach,omitempty"` // of a member or a holder
 }
@@ -84,7 +84,7 @@ type reply struct {
 	// Following says that events follow, one in each message.
 	Following bool          `json:"following,omitempty"`
 	Event     *Event        `json:"event,omitempty"`
-	Closing   bool          `json:"closing,omitempty"` // wait for the network's lock and start afresh
+	Closing   bool          `json:"closing,omitempty"` // wait for the keeper's end and start afresh
 	Detached  *detachResult `json:"detached,omitempty"`
 	Address   netip.Addr    `json:"address,omitzero"` // the guest has it now, from somebody else's DHCP
 }

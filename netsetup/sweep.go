@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -183,35 +182,80 @@ func sweepOnce(ctx context.Context, h Host, dir string) (report []string, orphan
 // lock that is held while nobody listens is a dying keeper's, or that of a
 // child that outlived it and is still at the rules: that is waited for.
 func lockDead(ctx context.Context, dir string) (*os.File, error) {
+	return lockAfter(ctx, dir, keeperDead, firewall.Timeout)
+}
+
+// awaitGone waits until a closing keeper has ended, which frees its lock. The next
+// one may have that by then.
+func awaitGone(ctx context.Context, dir string) error {
+	lock, err := lockAfter(ctx, dir, keeperEnding, closingTimeout)
+	if err != nil {
+		return fmt.Errorf("wait for the network's end: %w", err)
+	}
+	if lock == nil {
+		return nil
+	}
+	return lock.Close()
+}
+
+// lockPause is how often a lock is tried. Who waits in flock(2) instead may find
+// that the next keeper was quicker, and keeps the lock as long as it lives.
+const lockPause = time.Millisecond
+
+// lockAfter takes a network's lock once it is free; nil where the network has a
+// keeper that stands better than one that is waited for.
+func lockAfter(ctx context.Context, dir string, waitedFor standing, limit time.Duration) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	path := filepath.Join(dir, "lock")
 	for {
 		lock, err := lockFile(path, unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return lock, err
 		}
-		conn, err := dialKeeper(dir)
-		if nobodyListens(err) {
-			return lockWithin(ctx, path, firewall.Timeout)
-		}
-		if err != nil || answers(ctx, conn) {
+		if s, err := askStanding(ctx, dir); s > waitedFor || err != nil {
 			return nil, err
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("lock %s: %w", path, context.Cause(ctx))
 		}
 	}
 }
 
-// answers tells a keeper from one that was killed and waits for the kernel with
-// its last request: that listens until then. One that says nothing lives. It
-// closes the connection.
-func answers(ctx context.Context, conn *net.UnixConn) bool {
+// standing is how a network's keeper is.
+type standing int
+
+const (
+	keeperDead   standing = iota // or killed, and waiting for the kernel with its last request: it listens until then
+	keeperEnding                 // its network is gone, or going
+	keeperLiving                 // or says nothing
+)
+
+func askStanding(ctx context.Context, dir string) (standing, error) {
+	conn, err := dialKeeper(dir)
+	if nobodyListens(err) {
+		return keeperDead, nil
+	}
+	if err != nil {
+		return keeperLiving, err
+	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, dyingTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })()
-	err := send(conn, request{Protocol: protocolVersion, Ping: true}, nil)
-	if err == nil {
-		_, err = receiveAnswer(conn)
+	var answer reply
+	if err = send(conn, request{Protocol: protocolVersion, Ping: true}, nil); err == nil {
+		answer, err = receiveAnswer(conn)
 	}
-	return !hungUp(err)
+	switch {
+	case hungUp(err):
+		return keeperDead, nil
+	case answer.Closing:
+		return keeperEnding, nil
+	}
+	return keeperLiving, nil
 }
 
 func sweepJournal(h Host, dir string, w *effects) (report []string, orphan string, err error) {

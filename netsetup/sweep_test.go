@@ -2,7 +2,11 @@ package netsetup
 
 import (
 	"context"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -51,4 +55,76 @@ func TestSweepAside(t *testing.T) {
 			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
 		}
 	})
+}
+
+// TestLockOfTheNext: who waits for a dead or closing keeper's lock is done when
+// the next keeper serves the network, and holds the lock for long.
+func TestLockOfTheNext(t *testing.T) {
+	dir := t.TempDir()
+	held, err := lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	type result struct {
+		lock *os.File
+		err  error
+	}
+	swept := make(chan result, 1)
+	go func() {
+		lock, err := lockDead(t.Context(), dir)
+		swept <- result{lock, err}
+	}()
+	select {
+	case r := <-swept:
+		t.Fatalf("did not wait for who holds the lock: %v", r)
+	case <-time.After(50 * time.Millisecond):
+	}
+	listener := listen(t, dir)
+	closing := make(chan bool, 2)
+	closing <- false
+	go answerPings(listener, closing)
+	if r := <-swept; r.lock != nil || r.err != nil {
+		t.Errorf("beside a keeper that serves: %v, %v", r.lock, r.err)
+	}
+	closing <- true
+	closing <- false
+	if err := awaitGone(t.Context(), dir); err != nil {
+		t.Error(err)
+	}
+	if len(closing) > 0 {
+		t.Error("did not wait for a keeper that is closing")
+	}
+}
+
+// listen is a keeper's socket that a test answers at.
+func listen(t *testing.T, dir string) net.Listener {
+	t.Helper()
+	f, err := listenKeeper(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	listener, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+// answerPings says in turn whether the keeper is closing.
+func answerPings(listener net.Listener, closing <-chan bool) {
+	for {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		conn := c.(*net.UnixConn)
+		var r request
+		if _, err := receive(conn, &r); err == nil && r.Ping {
+			send(conn, reply{Protocol: protocolVersion, Closing: <-closing}, nil)
+		}
+		conn.Close()
+	}
 }
