@@ -352,8 +352,8 @@ func (k *keeper) attach(conn *net.UnixConn, who peer, r attachRequest) (*attachm
 			return nil, nil, err
 		}
 	}
-	if d := k.network.Spec.Difference(r.Net); d != "" {
-		return nil, nil, conflict("network", "%s is running with another definition: %s", r.Net.Name, d)
+	if err := k.network.Spec.unlike(r.Net); err != nil {
+		return nil, nil, err
 	}
 	if h := k.ports[r.ID]; h != nil {
 		if h.UID != who.uid {

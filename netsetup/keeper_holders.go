@@ -41,8 +41,8 @@ func (k *keeper) takeHold(conn *net.UnixConn, who peer, r holdRequest) reply {
 			return reply{Refused: newRefusal(err)}
 		}
 	}
-	if d := k.network.Spec.Difference(r.Net); d != "" {
-		return reply{Refused: newRefusal(conflict("network", "%s is running with another definition: %s", r.Net.Name, d))}
+	if err := k.network.Spec.unlike(r.Net); err != nil {
+		return reply{Refused: newRefusal(err)}
 	}
 	old := k.held
 	if old != nil && old.id != r.ID && !old.draining {

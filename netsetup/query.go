@@ -73,6 +73,31 @@ func Inspect(ctx context.Context, h Host, name, dir string) (Report, error) {
 	return r, err
 }
 
+// CheckDefinition is the *ConflictError with which Attach would refuse a VM that is
+// to start again, as its network runs with another definition and has somebody
+// else on it, so that it does so also when the VM has left. It is nil for what only
+// the keeper knows, which has the last word. Nothing is changed.
+func CheckDefinition(ctx context.Context, h Host, spec Spec, vm string) error {
+	dir, guest := h.folder(spec)
+	if guest {
+		return nil // root's to read
+	}
+	saved, err := loadSpec(filepath.Join(dir, specName))
+	if err != nil {
+		return nil // it is down, or the keeper has to do
+	}
+	unlike := saved.Network.Spec.unlike(spec)
+	if unlike == nil {
+		return nil
+	}
+	r, err := inspect(ctx, dir, true)
+	stays := r.State == Up && len(r.Holders) > 0 || slices.ContainsFunc(r.Members, func(m Member) bool { return m.VM != vm })
+	if err != nil || !stays {
+		return nil
+	}
+	return unlike
+}
+
 // networkFolders are those of all networks that ever were below a runtime folder.
 func networkFolders(runtime string) ([]string, error) {
 	entries, err := os.ReadDir(netsFolder(runtime))

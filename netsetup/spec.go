@@ -78,6 +78,15 @@ func (s Spec) Difference(other Spec) string {
 	return ""
 }
 
+// unlike is the *ConflictError for whoever wants a network that runs as s by another
+// definition; nil where the definitions are equal.
+func (s Spec) unlike(wanted Spec) error {
+	if d := s.Difference(wanted); d != "" {
+		return conflict("network", "%s is running with another definition: %s", wanted.Name, d)
+	}
+	return nil
+}
+
 func shown(v reflect.Value) string {
 	if v.IsZero() && v.Kind() != reflect.Bool {
 		return "unset"

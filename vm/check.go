@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
+	"github.com/vmrun/vmrun/netsetup"
 	"github.com/vmrun/vmrun/profiles"
 )
 
@@ -47,6 +49,24 @@ func (plan *Plan) checkFiles() error {
 			if d.Disk != nil {
 				errs = append(errs, checkDisk(d.Disk.Path, d.Disk.Keep))
 			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkDefinitions looks whether the networks of a plan that restores a snapshot run
+// by another definition, and will do so when the machine of its name has ended.
+func (plan *Plan) checkDefinitions(ctx context.Context, h Host) error {
+	nics := slices.Clone(plan.NICs)
+	for _, d := range plan.Restore.Devices {
+		if d.NIC != nil {
+			nics = append(nics, *d.NIC)
+		}
+	}
+	var errs []error
+	for _, nic := range nics {
+		if nic.Spec != nil {
+			errs = append(errs, netsetup.CheckDefinition(ctx, h.NetworkHost(), *nic.Spec, plan.Name))
 		}
 	}
 	return errors.Join(errs...)

@@ -138,8 +138,9 @@ func (s *Snapshot) Remove() error {
 
 // RestorePlan is the plan of a launch that goes on from a snapshot, on the machine
 // type that it was made on. It is refused, by a *SnapshotError, where QEMU is of
-// another version or something else is no longer as it was, and by a *HostError
-// where a file is gone: nothing is started then. Of a snapshot without memory it is
+// another version or something else is no longer as it was, by a *HostError where a
+// file is gone, and by a *netsetup.ConflictError where others run a network by
+// another definition: nothing is started then. Of a snapshot without memory it is
 // the plan that the machine had, and only kept disks have to be there.
 func (s *Snapshot) RestorePlan(ctx context.Context, h Host) (*Plan, error) {
 	if !s.HasMemory() {
@@ -178,7 +179,7 @@ func (s *Snapshot) RestorePlan(ctx context.Context, h Host) (*Plan, error) {
 		}
 		plan.Restore.Devices = append(plan.Restore.Devices, d.withContent(s.dir))
 	}
-	if err := plan.checkFiles(); err != nil {
+	if err := errors.Join(plan.checkFiles(), plan.checkDefinitions(ctx, h)); err != nil {
 		return nil, fmt.Errorf("restore snapshot %s of %s: %w", s.Name, s.VM, err)
 	}
 	return &plan, nil
