@@ -230,7 +230,6 @@ func (k *keeper) endIfUnused() {
 // member serves one connection: a request, and where that makes it a member's
 // or a holder's, its end.
 func (k *keeper) member(ctx context.Context, conn *net.UnixConn, who peer) {
-	defer k.connections.Add(-1)
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
@@ -239,11 +238,12 @@ func (k *keeper) member(ctx context.Context, conn *net.UnixConn, who peer) {
 	files, err := receive(conn, &r)
 	closeAll(files)
 	if err != nil {
-		if k.connections.Load() == 1 { // else somebody is there who wants something
+		if k.connections.Add(-1) == 0 { // else somebody is there who wants something
 			k.endIfUnused()
 		}
 		return
 	}
+	defer k.connections.Add(-1)
 	conn.SetReadDeadline(time.Time{})
 	if r.Follow {
 		stop() // who follows hears the end too

@@ -30,10 +30,10 @@ func (h *Host) workingCommand() (Backend, bool, error) {
 		}
 		docker := make(chan bool, 1) // asked meanwhile: a process costs milliseconds
 		go func() {
-			_, err := h.run(string(command), "", "-C", "FORWARD", "-j", dockerChain)
+			_, err := h.run(string(command), "", "--wait", "-C", "FORWARD", "-j", dockerChain)
 			docker <- err == nil
 		}()
-		_, err := h.run(string(command), "", "-t", "nat", "-S", "POSTROUTING")
+		_, err := h.run(string(command), "", "--wait", "-t", "nat", "-S", "POSTROUTING")
 		if leads := <-docker; err == nil {
 			return command, leads, nil
 		}

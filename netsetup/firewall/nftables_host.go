@@ -123,7 +123,7 @@ func (t *tables) flush() error {
 
 // ownLimit bounds the wait for the end of a killed keeper's socket, which may
 // come a moment after the end of its lock.
-const ownLimit = time.Second
+const ownLimit = 10 * time.Second
 
 // own makes an empty table that this socket owns.
 func (t *tables) own(name string) error {
