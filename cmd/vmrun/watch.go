@@ -16,7 +16,7 @@ type watch struct {
 	instance *vm.Instance
 	actions  <-chan action
 	finished <-chan struct{} // closed when there is no more need for the VM; nil: there is
-	failed   <-chan error    // gets why the VM is of no use; nil: nobody would say
+	failed   <-chan error    // gets why the VM is of no use, which its end may be; nil: nobody would say
 	cause    error           // why the VM was first asked to end; nil: it was not
 }
 
@@ -38,7 +38,7 @@ func (w *watch) wait(ctx context.Context) vm.Ending {
 				w.end(context.Cause(ctx))
 			}
 		case err := <-w.failed:
-			if w.cause == nil {
+			if w.cause == nil && !w.over() {
 				w.evidence.look(w.instance)
 				w.end(err)
 			}
@@ -50,6 +50,16 @@ func (w *watch) wait(ctx context.Context) vm.Ending {
 				w.end(errCommandEnded)
 			}
 		}
+	}
+}
+
+// over tells whether the VM has ended, which counts more than what it was to become.
+func (w *watch) over() bool {
+	select {
+	case <-w.instance.Done():
+		return true
+	default:
+		return false
 	}
 }
 
