@@ -16,7 +16,7 @@ import (
 func startFirewalld(t *testing.T) {
 	t.Helper()
 	start(t, "firewalld", "--nofork", "--nopid")
-	if !within(20*time.Second, func() bool { return exec.Command("firewall-cmd", "--state").Run() == nil }) {
+	if !within(time.Minute, func() bool { return exec.Command("firewall-cmd", "--state").Run() == nil }) {
 		t.Fatal("firewalld does not start")
 	}
 }

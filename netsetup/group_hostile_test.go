@@ -162,7 +162,7 @@ func TestHungUp(t *testing.T) {
 		guest.must(order{Do: "hang up", At: at})
 	}
 	// Each has had a port, or there would be nothing to take away.
-	if !within(patience, func() bool { return strings.Count(keeperLogs(h), "member leaves") == times }) {
+	if !within(time.Minute, func() bool { return strings.Count(keeperLogs(h), "member leaves") == times }) {
 		t.Errorf("not every port came and went:\n%s", keeperLogs(h))
 	}
 	awaitReport(t, h, func(r Report) bool { return len(r.Members) == 0 })

@@ -290,7 +290,8 @@ func resolves(t *testing.T, h Host, r Report, vm string) string {
 		t.Fatal(err)
 	}
 	question := new(mdns.Msg).SetQuestion(vm+"."+domain+".", mdns.TypeA)
-	answer, err := mdns.Exchange(question, netip.AddrPortFrom(r.Address.Addr(), uint16(saved.Network.DNSPort)).String())
+	client := &mdns.Client{Timeout: patience}
+	answer, _, err := client.Exchange(question, netip.AddrPortFrom(r.Address.Addr(), uint16(saved.Network.DNSPort)).String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func hostState(t *testing.T) string {
 	t.Helper()
 	var all string
 	for _, c := range []string{
-		"ip -br link | awk '{print $1, $3}'; ip -br -4 addr | awk '{print $1, $3}'; ip -4 route show table all; ip rule",
+		"ip -br link | awk '{print $1, $3}'; ip -br -4 addr | awk '{print $1, $3}'; ip -4 route show table all | sed 's/ *linkdown//; s/ *$//'; ip rule",
 		"iptables -t filter -S; iptables -t nat -S",
 		"nft list tables | grep -vx -e 'table ip filter' -e 'table ip nat' -e 'table inet firewalld' | while read -r t; do nft -s list $t; done",
 		"cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/ip_forward",

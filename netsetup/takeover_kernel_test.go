@@ -1,7 +1,6 @@
 package netsetup
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -79,21 +78,11 @@ func usedUplink(t *testing.T) {
 // tentative, and its routes are there.
 func settleLinkLocal(t *testing.T) {
 	t.Helper()
-	monitor := exec.Command("ip", "-6", "monitor", "address", "dev", "eth0")
-	out, err := monitor.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := monitor.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Wait()
-	defer monitor.Process.Kill()
-	done := func() bool {
+	if !within(patience, func() bool {
 		text := ip(t, "-6", "addr", "show", "dev", "eth0", "scope", "link")
 		return strings.Contains(text, "fe80::") && !strings.Contains(text, "tentative")
-	}
-	for lines := bufio.NewScanner(out); !done() && lines.Scan(); {
+	}) {
+		t.Fatal("eth0's link-local address stays tentative")
 	}
 }
 

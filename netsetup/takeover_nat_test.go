@@ -1,9 +1,7 @@
 package netsetup
 
 import (
-	"bufio"
 	"context"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -50,19 +48,10 @@ func TestTakeoverUnderNAT(t *testing.T) {
 	}
 }
 
-// awaitForwarding follows the host's settings until a link forwards.
+// awaitForwarding waits until a link forwards.
 func awaitForwarding(t *testing.T, link string) {
 	t.Helper()
-	monitor := exec.Command("ip", "monitor", "netconf")
-	out, err := monitor.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := monitor.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Wait()
-	defer monitor.Process.Kill()
-	for lines := bufio.NewScanner(out); !strings.Contains(forwarding(t), "/"+link+"/forwarding:1") && lines.Scan(); {
+	if !within(patience, func() bool { return strings.Contains(forwarding(t), "/"+link+"/forwarding:1") }) {
+		t.Fatalf("%s does not forward:\n%s", link, forwarding(t))
 	}
 }

@@ -99,9 +99,12 @@ func TestOthersTraffic(t *testing.T) {
 	})
 }
 
-// within tries until something holds or time is up.
+// within tries until something holds or time is up. What is waited for gets the
+// processor in between.
 func within(limit time.Duration, holds func() bool) bool {
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); <-again.C {
 		if holds() {
 			return true
 		}

@@ -89,7 +89,7 @@ func checkDetach(t *testing.T, i *Instance) {
 			t.Errorf("detach %q: %v", id, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	attached := i.Attachments()
 	if err := i.Detach(ctx, "disk1"); !errors.Is(err, context.DeadlineExceeded) {

@@ -94,18 +94,18 @@ func TestNotifyForeground(t *testing.T) {
 // so, is ended, and that one which ends before is no service either.
 func TestNotifyForegroundFails(t *testing.T) {
 	for _, tt := range []struct {
-		acts, wait, socket string
-		code               int
-		says               string
+		acts, wait, timeout, socket string
+		code                        int
+		says                        string
 	}{
-		{"serve", "log=never", "notify", exitTimeout, "wait for log=never: "},
-		{"serve", "started", "not-there", exitFailed, "notify systemd"},
-		{"crash", "log=never", "notify", exitQEMU, "QEMU"},
+		{"serve", "log=never", "100ms", "notify", exitTimeout, "wait for log=never: "},
+		{"serve", "started", "1m", "not-there", exitFailed, "notify systemd"},
+		{"crash", "log=never", "1m", "notify", exitQEMU, "QEMU"},
 	} {
 		dir := t.TempDir()
 		s := listenAsSystemd(t, filepath.Join(dir, "notify"))
 		profile, env := fakeProfile(t, tt.acts)
-		cmd := exec.Command("vmrun", "run", "--notify", "--wait", tt.wait, "--wait-timeout", "100ms", profile)
+		cmd := exec.Command("vmrun", "run", "--notify", "--wait", tt.wait, "--wait-timeout", tt.timeout, profile)
 		cmd.Env = append(env, "NOTIFY_SOCKET="+filepath.Join(dir, tt.socket))
 		out, _ := cmd.CombinedOutput()
 		if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(string(out), tt.says) {

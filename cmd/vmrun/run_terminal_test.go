@@ -172,7 +172,7 @@ func (s *session) read() {
 // shows waits until the text is on the screen.
 func (s *session) shows(text string) {
 	s.t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(50 * time.Second)
 	for !strings.Contains(s.seen, text) {
 		select {
 		case more := <-s.output:

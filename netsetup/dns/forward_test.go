@@ -51,7 +51,7 @@ func TestForward(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := startWith(t, func(s *Server) { s.try = 100 * time.Millisecond }, tt.resolvers...)
+			f := startWith(t, func(s *Server) { s.try = time.Second }, tt.resolvers...)
 			for _, network := range []string{"udp", "udp", "tcp"} {
 				m := question("example.com", dns.TypeTXT)
 				r := f.ask(network, m)
@@ -85,7 +85,7 @@ func TestSticksToWhoAnswers(t *testing.T) {
 	var mu sync.Mutex
 	asked := 0
 	slow := resolver(t, func(dns.ResponseWriter, *dns.Msg) { mu.Lock(); asked++; mu.Unlock() })
-	f := startWith(t, func(s *Server) { s.try = 50 * time.Millisecond }, slow, resolver(t, says("good")))
+	f := startWith(t, func(s *Server) { s.try = time.Second }, slow, resolver(t, says("good")))
 	for range 5 {
 		f.ask("udp", question("example.com", dns.TypeTXT))
 	}

@@ -292,7 +292,10 @@ func TestQGADeath(t *testing.T) {
 }
 
 func TestQGASignals(t *testing.T) {
-	signalled, given := make(chan string, 2), false
+	signalled, given, again := make(chan string, 2), false, false
+	enough := errors.New("enough")
+	ctx, giveUp := context.WithCancelCause(t.Context())
+	defer giveUp(nil)
 	q, _ := newQGA(t, func(command string, args json.RawMessage) string {
 		switch {
 		case command == "guest-exec" && strings.Contains(string(args), "kill"):
@@ -304,6 +307,9 @@ func TestQGASignals(t *testing.T) {
 		case command == "guest-exec-status" && given:
 			return `{"return": {"exited": true, "signal": 15}}`
 		case command == "guest-exec-status":
+			if again {
+				giveUp(enough)
+			}
 			return `{"return": {"exited": false}}`
 		}
 		return ""
@@ -314,10 +320,7 @@ func TestQGASignals(t *testing.T) {
 	if err != nil || status.Signal != 15 || !strings.Contains(<-signalled, `"15","1"`) {
 		t.Errorf("%+v, %v", status, err)
 	}
-	given = false
-	enough := errors.New("enough")
-	ctx, cancel := context.WithTimeoutCause(t.Context(), quick, enough)
-	defer cancel()
+	given, again = false, true
 	if _, err := q.Run(ctx, Command{Argv: []string{"x"}}); !errors.Is(err, enough) {
 		t.Errorf("given up: %v", err)
 	}
