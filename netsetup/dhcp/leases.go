@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 const (
@@ -59,8 +61,9 @@ type lease struct {
 	Used     time.Time  `json:"used"`
 	Expiry   time.Time  `json:"expiry,omitzero"`
 
-	port     bool
-	offerEnd time.Time
+	port        bool
+	offerEnd    time.Time
+	transaction dhcpv4.TransactionID // in which it was given last
 }
 
 // OpenLeases reads the table from its file and opens it for writing. A torn or

@@ -33,8 +33,8 @@ type Config struct {
 	LeaseTime time.Duration // at least a minute
 	OnlyKnown bool          // answer nobody but ports: others serve this network too
 	Log       *slog.Logger  // nil: nothing is logged
-	// Given, if it is not nil, is told each address that a client did not have
-	// before. It must not wait.
+	// Given, if it is not nil, is told each address that a client is given, once in
+	// a transaction, and not when that is renewed. It must not wait.
 	Given func(client net.HardwareAddr, ip netip.Addr)
 }
 
@@ -255,7 +255,7 @@ func (s *Server) request(r request) (reply, bool) {
 		s.log.log.Debug("address refused", "ip", ip, "mac", r.client)
 		return reply{to: r, kind: dhcpv4.MessageTypeNak}, true
 	}
-	if s.cfg.Given != nil && r.wanted.IsValid() { // else it is a renewal
+	if s.cfg.Given != nil && r.wanted.IsValid() && s.leases.begin(r.client, r.TransactionID) { // else it is a renewal
 		s.cfg.Given(r.client[:], ip)
 	}
 	s.log.log.Debug("address given", "ip", ip, "mac", r.client, "hostname", r.hostname)

@@ -131,6 +131,27 @@ func TestRenewExtends(t *testing.T) {
 	}
 }
 
+// TestGiven holds that an address that is given is told once, also where the client
+// repeats its request, again when it starts over, and not when it renews.
+func TestGiven(t *testing.T) {
+	var given []string
+	w := newWorld(t, func(_ *Options, c *Config) {
+		c.Given = func(client net.HardwareAddr, ip netip.Addr) { given = append(given, client.String()+" "+ip.String()) }
+	})
+	addr := w.lease(client(1))
+	ask := func(p packet, transaction byte) {
+		p.TransactionID[0] = transaction
+		w.want(w.send(p), dhcpv4.MessageTypeAck)
+	}
+	ask(selecting(client(1), addr), 1) // that of the lease
+	ask(selecting(client(1), addr), 2)
+	ask(newPacket(client(1), dhcpv4.MessageTypeRequest).from(addr.String()), 3)
+	told := client(1).String() + " " + addr.String()
+	if diff := cmp.Diff([]string{told, told}, given); diff != "" {
+		t.Errorf("told are:\n%s", diff)
+	}
+}
+
 func TestBroadcastFlag(t *testing.T) {
 	w := newWorld(t)
 	p := discover(client(1))

@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 // The methods of this file are what the protocol does to the table.
@@ -86,6 +88,20 @@ func (l *Leases) bind(m mac, ip netip.Addr, hostname string, d time.Duration) (o
 	}
 	e.offerEnd, e.Used, e.Expiry = time.Time{}, now, now.Add(d)
 	l.save(e)
+	return true
+}
+
+// begin notes the transaction in which m was given what it has, and tells whether
+// that is another one than before: a client repeats a request whose answer is late
+// (RFC 2131, section 4.1).
+func (l *Leases) begin(m mac, transaction dhcpv4.TransactionID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.byMAC[m]
+	if e == nil || e.transaction == transaction {
+		return false
+	}
+	e.transaction = transaction
 	return true
 }
 
