@@ -40,7 +40,7 @@ unit:
 # processors: half of the time each waits, for DHCP that does not come, say.
 integration:
 	$(AS_ROOT) env VMRUN_TEST_MUST="$(VMRUN_TEST_MUST)" VMRUN_TEST_REPORT="$(REPORT)" \
-		$(GO) test -count=1 -timeout 40m -parallel $$(($$(nproc) + 1)) ./integration/...
+		$(GO) test -count=1 -timeout 60m -parallel $$(($$(nproc) + 1)) ./integration/...
 	@[ ! -e "$(REPORT)/everystep.txt" ] || grep ' cases of ' "$(REPORT)/everystep.txt"
 
 # The proofs in full, of which the tests above do a part.

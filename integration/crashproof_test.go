@@ -83,7 +83,11 @@ func trafficOutlivesKeeper(t *testing.T, h *host, lan *world.LAN, backend string
 		}
 	}
 	forwarded.end(t)
-	if forwarded.gap > adoptionLimit*time.Duration(slowness()) {
+	limit := adoptionLimit * time.Duration(slowness())
+	if !feature.Long() { // other tests run beside this one
+		limit *= 10
+	}
+	if forwarded.gap > limit {
 		t.Errorf("%s: interrupted for %v", forwarded.name, forwarded.gap)
 	}
 	leave(t, a, b)

@@ -59,7 +59,11 @@ func (h *host) serveMany(t *testing.T, spec netsetup.Spec) {
 	world.Settle(t, relay, "eth0")
 	plugIn(t, h, port.Bridge())
 
-	const rate, seconds, most = 1000, 10, 0.1 // requests a second; dropped, in percent
+	const rate, seconds = 1000, 10         // requests a second
+	most, fewest := 0.1, rate*seconds*9/10 // dropped, in percent; leases
+	if !feature.Long() {                   // other tests run beside this one
+		most, fewest = 10, rate*seconds/2
+	}
 	out, err := output(relay, "perfdhcp", "-4", "-l", "eth0", "-r", fmt.Sprint(rate), "-R", "1000000", "-p", fmt.Sprint(seconds),
 		"-W", "1000000", "10.64.0.1") // -W: microseconds for the last answers
 	figures := regexp.MustCompile(`(drops ratio|non unique addresses): (\S+)`).FindAllStringSubmatch(out, -1)
@@ -72,8 +76,8 @@ func (h *host) serveMany(t *testing.T, spec netsetup.Spec) {
 		}
 	}
 	leases := h.leases(t, spec)
-	if want := rate * seconds * 9 / 10; len(leases) < want {
-		t.Errorf("%d leases, want at least %d:\n%s", len(leases), want, out)
+	if len(leases) < fewest {
+		t.Errorf("%d leases, want at least %d:\n%s", len(leases), fewest, out)
 	}
 	t.Logf("%d leases in %d s", len(leases), seconds)
 

@@ -30,16 +30,17 @@ while read -r to && [ -n "$to" ]; do
 	if fetch "$to" >/dev/null; then echo "answer: $to yes"; else echo "answer: $to no"; fi
 done; echo stopping`
 
-// asks has a guest that runs reachScript try an address.
+// asks has a guest that runs reachScript try an address: what it is to reach it may
+// take a while to, as its own limit of 5 s is short on a slow machine.
 func (m *machine) asks(t *testing.T, address string, want bool) {
 	t.Helper()
-	m.say(t, address)
-	answer := "no"
 	if want {
-		answer = "yes"
+		m.asksUntil(t, address)
+		return
 	}
-	if got := m.expect(t, `answer: \S+ (yes|no)\n`); got[1] != answer {
-		t.Errorf("the guest reaches %s: %s; want %s", address, got[1], answer)
+	m.say(t, address)
+	if got := m.expect(t, `answer: \S+ (yes|no)\n`); got[1] != "no" {
+		t.Errorf("the guest reaches %s", address)
 	}
 }
 

@@ -119,7 +119,7 @@ func TestLibvirtKilled(t *testing.T) {
 		h, l := newLibvirtHost(t)
 		before := h.state(t)
 		runOnLibvirt(t, h, "web", 8080)
-		kill(t, unix.SIGKILL, "vmrun run", "vmrun keeper", "qemu-system")
+		kill(t, unix.SIGKILL, "vmrun keeper", "vmrun run", "qemu-system")
 		h.eventually(t, "QEMU's end", func() bool { return h.ownLinks(t) == "" })
 		if !l.Active(t, "default") {
 			t.Fatal("the network ended with its keeper: there is nothing to test")

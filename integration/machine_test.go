@@ -13,7 +13,7 @@ import (
 )
 
 // patience is how long a guest may take for any one step.
-const patience = 40 * time.Second
+const patience = 90 * time.Second
 
 // machine is a running call of vmrun, in most cases with a guest in it, whose
 // console is the call's input and output.

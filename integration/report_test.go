@@ -47,7 +47,7 @@ func TestFailedBoot(t *testing.T) {
 				h.drops(t, c.rules)
 				folder := filepath.Join(t.TempDir(), "report")
 				profile := writeProfile(t, t.TempDir(), "web", natLAN+c.boot(t))
-				code, out := h.vmrun(t, "run", "-d", "--wait", c.wait, "--wait-timeout", "25s", "--grace", "0s", "--report", folder+"/", profile)
+				code, out := h.vmrun(t, "run", "-d", "--wait", c.wait, "--wait-timeout", "40s", "--grace", "0s", "--report", folder+"/", profile)
 				if code != 124 || !strings.Contains(out, c.says) {
 					t.Errorf("run ends with %d and does not say %q:\n%s", code, c.says, out)
 				}

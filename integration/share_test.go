@@ -58,8 +58,8 @@ func TestGroupShares(t *testing.T) {
 		member.expect(t, `eth0 \S+ 10\.70\.0\.\d+/24 gw 10\.70\.0\.1`)
 		member.expect(t, `root's: served\n`)
 		code, shown := h.vmrun(t, "net", "inspect", networkID(t, h))
-		for _, want := range []string{`(?m)^open to +group users$`, `(?m)^held by +process \d+ of root, \d+s ago$`,
-			`(?m)^members +0 +10\.70\.0\.\d+ +52:54:00:\S+ +vmt\S+ +nobody +\d+ +\d+s ago +[\d.]+ (B|KiB) in \d+ packets`,
+		for _, want := range []string{`(?m)^open to +group users$`, `(?m)^held by +process \d+ of root, \d+[sm] ago$`,
+			`(?m)^members +0 +10\.70\.0\.\d+ +52:54:00:\S+ +vmt\S+ +nobody +\d+ +\d+[sm] ago +[\d.]+ (B|KiB) in \d+ packets`,
 			`(?m)^roots +0 +10\.70\.0\.\d+ +52:54:00:\S+ +vmt\S+ +root `} {
 			if code != 0 || !regexp.MustCompile(want).MatchString(shown) {
 				t.Errorf("inspect: code %d, no match for %q in\n%s", code, want, shown)

@@ -67,16 +67,17 @@ func missing(of, not []string) []string {
 // list, as Processes gives it. It waits on the processes themselves.
 func WaitProcesses(ctx context.Context, want []string) error {
 	for {
+		late := ctx.Err() // before the look that tells whether all are gone
 		strangers, err := Others(want)
 		if err != nil || len(strangers) == 0 {
 			return err
 		}
+		if late != nil {
+			return fmt.Errorf("wait for end of %d (%s): %w", strangers[0].PID, strangers[0].Command, late)
+		}
 		// Often enough to heed the context.
 		if _, err := ended(strangers[0].PID, 100*time.Millisecond); err != nil {
 			return err
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("wait for end of %d (%s): %w", strangers[0].PID, strangers[0].Command, ctx.Err())
 		}
 	}
 }

@@ -33,7 +33,7 @@ const (
 )
 
 // limit is for one test in a sandbox.
-var limit = time.Duration(feature.Amount(4, 60)) * time.Minute
+var limit = time.Duration(feature.Amount(10, 60)) * time.Minute
 
 // Main does the part of a re-executed process and does not return then. In the
 // process that the user started, and in the one that runs a test, it does

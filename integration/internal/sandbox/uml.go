@@ -29,7 +29,7 @@ const (
 )
 
 // umlLimit is limit for User-Mode Linux, which is about seven times slower.
-var umlLimit = time.Duration(feature.Amount(10, 120)) * time.Minute
+var umlLimit = time.Duration(feature.Amount(20, 120)) * time.Minute
 
 // job is what User-Mode Linux is to run.
 type job struct {
