@@ -3,6 +3,7 @@ package netsetup
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -23,7 +24,7 @@ func follows(t *testing.T, h Host, spec Spec) *heard {
 	f := &heard{t: t, name: spec.Name, events: make(chan Event, 1000), err: make(chan error, 1), stop: cancel}
 	ready := make(chan struct{})
 	go func() {
-		f.err <- Follow(ctx, h, spec, func() { close(ready) }, func(e Event) error {
+		f.err <- Follow(ctx, h, spec, FollowOptions{Ready: func() { close(ready) }}, func(e Event) error {
 			f.events <- e
 			return nil
 		})
@@ -62,7 +63,7 @@ func TestFollow(t *testing.T) {
 	uplinks(t)
 	h, spec := testHost(t), specs()["nat"]
 	ctx := context.Background()
-	if err := Follow(ctx, h, spec, nil, nil); !errors.As(err, new(*NotFoundError)) {
+	if err := Follow(ctx, h, spec, FollowOptions{}, nil); !errors.As(err, new(*NotFoundError)) {
 		t.Errorf("a network that is not in use: %v", err)
 	}
 	if err := StartHolder(ctx, h, spec, nil); err != nil {
@@ -77,6 +78,20 @@ func TestFollow(t *testing.T) {
 	e := all.next(Joined)
 	if e.VM != port.VM || *e.Data.NIC != port.NIC || *e.Data.MAC != port.MAC || e.Data.IP != p.IP() || e.Data.Link != p.Link() || *e.Data.Members != 1 {
 		t.Errorf("heard %+v %+v of %+v", e, e.Data, p)
+	}
+	// Who comes late hears what has happened since a time.
+	for since, hears := range map[time.Time]bool{e.Time.Add(-time.Nanosecond): true, e.Time: false} {
+		var late []EventKind
+		enough := errors.New("enough")
+		ctx, cancel := context.WithCancel(ctx)
+		err := Follow(ctx, h, spec, FollowOptions{Since: since, Ready: cancel}, func(e Event) error {
+			late = append(late, e.Kind)
+			return enough
+		})
+		if errors.Is(err, enough) != hears || !slices.Equal(late, []EventKind{Joined}[:len(late)]) {
+			t.Errorf("since %v, heard %v, %v", since, late, err)
+		}
+		cancel()
 	}
 	// Who goes hears what has happened before.
 	some.stop()

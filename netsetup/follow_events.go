@@ -10,13 +10,19 @@ import (
 	"time"
 )
 
+// FollowOptions are what Follow tells besides.
+type FollowOptions struct {
+	Since time.Time // what happened after it, as far as the last 128 events go; zero: nothing before Ready
+	Ready func()    // is called when from then on nothing is missed; nil: nobody wants to know
+}
+
 // Follow calls f with what happens to a network that is in use, until it goes
 // down, which is the last event, or until ctx ends: then with what has happened
-// so far. Ready, if it is not nil, is called when from then on nothing is missed.
-// Where the keeper dies the next one is waited for. An error is f's, or tells why
-// nothing is heard; that of a network that is not in use is a *NotFoundError.
-func Follow(ctx context.Context, h Host, spec Spec, ready func(), f func(Event) error) error {
-	g := &following{name: spec.Name, ready: ready, tell: f}
+// so far. Where the keeper dies the next one is waited for. An error is f's, or
+// tells why nothing is heard; that of a network that is not in use is a
+// *NotFoundError.
+func Follow(ctx context.Context, h Host, spec Spec, o FollowOptions, f func(Event) error) error {
+	g := &following{name: spec.Name, since: o.Since, ready: o.Ready, tell: f}
 	g.dir, _ = h.folder(spec)
 	for {
 		again, err := g.hear(ctx)
@@ -33,6 +39,7 @@ func Follow(ctx context.Context, h Host, spec Spec, ready func(), f func(Event) 
 type following struct {
 	dir   string
 	name  string
+	since time.Time // of the last event that was told, or from when on they are wanted
 	ready func()
 	tell  func(Event) error
 	began bool // a keeper was heard
@@ -101,7 +108,7 @@ func (g *following) listen(ctx context.Context, conn *net.UnixConn) error {
 		conn.CloseWrite() // the keeper says the rest, and hangs up
 		conn.SetReadDeadline(time.Now().Add(lastEvents))
 	})()
-	if err := send(conn, request{Protocol: protocolVersion, Follow: true}, nil); err != nil {
+	if err := send(conn, request{Protocol: protocolVersion, Follow: true, Since: g.since}, nil); err != nil {
 		return err
 	}
 	for {
@@ -116,6 +123,7 @@ func (g *following) listen(ctx context.Context, conn *net.UnixConn) error {
 		case answer.Following:
 			err = g.begin(ctx, conn)
 		case answer.Event != nil:
+			g.since = answer.Event.Time
 			err = g.tell(*answer.Event)
 		}
 		if err != nil {
@@ -131,6 +139,9 @@ func (g *following) begin(ctx context.Context, conn *net.UnixConn) error {
 	}
 	if !g.began && g.ready != nil {
 		g.ready()
+	}
+	if g.since.IsZero() {
+		g.since = time.Now() // before anything that the next keeper has to tell
 	}
 	g.began = true
 	if !g.alone {

@@ -127,7 +127,7 @@ func newKeeper(h Host, dir string, real kernel) (*keeper, error) {
 	}
 	j.by = h.Version
 	k := &keeper{host: h, dir: dir, log: h.log(), journal: j, w: &effects{kernel: real, claims: claims},
-		followers: fanout.Fanout[Event]{Missed: missedEvents}, ports: map[string]*holding{}}
+		followers: fanout.Fanout[Event]{Missed: missedEvents, Remembers: rememberedEvents}, ports: map[string]*holding{}}
 	k.leaving.wake = sync.NewCond(&k.mu)
 	return k, nil
 }

@@ -8,6 +8,10 @@ import (
 	"github.com/vmrun/vmrun/internal/fanout"
 )
 
+// rememberedEvents is how many events a keeper remembers for who follows its network
+// only when it learns of it.
+const rememberedEvents = 128
+
 // tellEvent tells those who follow the network.
 func (k *keeper) tellEvent(kind EventKind, vm string, detail EventDetail) {
 	detail.Network = k.network.Name
@@ -58,5 +62,8 @@ func (k *keeper) follow(who peer, r request) (*fanout.Listener[Event], *refusal)
 	if k.phase != up {
 		return nil, &refusal{Text: notUp}
 	}
-	return k.followers.Listen(), nil
+	if r.Since.IsZero() {
+		return k.followers.Listen(), nil
+	}
+	return k.followers.ListenSince(func(e Event) bool { return e.Time.After(r.Since) }), nil
 }

@@ -29,6 +29,7 @@ type request struct {
 	Hold     *holdRequest   `json:"hold,omitempty"`
 	Inspect  bool           `json:"inspect,omitempty"`
 	Follow   bool           `json:"follow,omitempty"` // answered by events from now on
+	Since    time.Time      `json:"since,omitzero"`   // of Follow: what the keeper remembers after it, too; zero: nothing
 	Brief    bool           `json:"brief,omitempty"`  // without what it takes a process to find out
 	Ping     bool           `json:"ping,omitempty"`   // answered at once, whatever else goes on, with Closing where the keeper is about to end
 	Down     bool           `json:"down,omitempty"`

@@ -52,9 +52,10 @@ func newEventsCommand() *cobra.Command {
 // eventPrinter prints events of VMs, and of each network that one of them is on,
 // once for all of them.
 type eventPrinter struct {
-	host vm.Host
-	out  *json.Encoder
-	log  *slog.Logger
+	host  vm.Host
+	out   *json.Encoder
+	log   *slog.Logger
+	began time.Time // what happens from then on is told, also of a network that is heard of later
 
 	mu       sync.Mutex
 	followed map[string]bool // by ID; true: to be followed again once it is down
@@ -63,7 +64,7 @@ type eventPrinter struct {
 
 func newEventPrinter(w io.Writer, log *slog.Logger) (*eventPrinter, error) {
 	host, err := locateHost()
-	return &eventPrinter{host: host, out: json.NewEncoder(&syncWriter{w: w}), log: log, followed: map[string]bool{}}, err
+	return &eventPrinter{host: host, out: json.NewEncoder(&syncWriter{w: w}), log: log, began: time.Now(), followed: map[string]bool{}}, err
 }
 
 // some prints until the VMs of the names have ended.
@@ -135,10 +136,11 @@ func (p *eventPrinter) listen(ctx, following context.Context, m vm.Machine, late
 		}
 		p.followNetworks(following, m.Name)
 	}, func(e control.Event) error {
+		err := p.print(e)
 		if e.Source == "vmrun" && (e.Event == control.EventAttached || e.Event == control.EventMissed) {
 			p.followNetworks(following, m.Name)
 		}
-		return p.print(e)
+		return err
 	})
 }
 
@@ -187,7 +189,7 @@ func (p *eventPrinter) isWanted(key string) bool {
 
 // printNetwork prints a network's events until it is down, or ctx ends.
 func (p *eventPrinter) printNetwork(ctx context.Context, spec netsetup.Spec) {
-	err := netsetup.Follow(ctx, networkHost(p.host), spec, nil, func(e netsetup.Event) error {
+	err := netsetup.Follow(ctx, networkHost(p.host), spec, netsetup.FollowOptions{Since: p.began}, func(e netsetup.Event) error {
 		data, err := json.Marshal(e.Data)
 		if err != nil {
 			return err

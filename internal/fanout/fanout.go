@@ -2,16 +2,22 @@
 // waited for.
 package fanout
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // Fanout passes events on. It may be used by several goroutines.
 type Fanout[E any] struct {
 	// Missed makes the event that is told in the place of so many that a listener
 	// has missed, right before the next one.
 	Missed func(next E, count int) E
+	// Remembers is how many of the last events are kept for ListenSince, at most 128.
+	Remembers int
 
 	mu        sync.Mutex
 	listeners map[*Listener[E]]struct{}
+	past      []E // the oldest first
 	closed    bool
 }
 
@@ -28,9 +34,19 @@ const maxQueued = 256
 
 // Listen adds a listener, who hears what is told from now on. The caller closes it.
 func (f *Fanout[E]) Listen() *Listener[E] {
+	return f.ListenSince(func(E) bool { return false })
+}
+
+// ListenSince is Listen for who first hears those of the last events that are wanted.
+func (f *Fanout[E]) ListenSince(wanted func(E) bool) *Listener[E] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := &Listener[E]{fanout: f, events: make(chan E, maxQueued)}
+	for _, e := range f.past {
+		if wanted(e) {
+			l.push(e)
+		}
+	}
 	if f.closed {
 		close(l.events)
 		return l
@@ -48,6 +64,9 @@ func (f *Fanout[E]) Tell(e E) {
 	defer f.mu.Unlock()
 	for l := range f.listeners {
 		l.push(e)
+	}
+	if f.Remembers > 0 {
+		f.past = append(slices.Delete(f.past, 0, max(0, len(f.past)-f.Remembers+1)), e)
 	}
 }
 

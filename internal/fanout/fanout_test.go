@@ -74,3 +74,24 @@ func TestEnd(t *testing.T) {
 		}
 	}
 }
+
+// Who comes late hears what is remembered, if it is wanted, and then the rest.
+func TestListenSince(t *testing.T) {
+	f := newFanout()
+	f.Remembers = 3
+	for _, e := range []string{"a", "b", "c", "d", "e"} {
+		f.Tell(e)
+	}
+	late := f.ListenSince(func(e string) bool { return e != "d" })
+	f.Tell("f")
+	if got, want := queued(late), []string{"c", "e", "f"}; !slices.Equal(got, want) {
+		t.Errorf("heard %v, want %v", got, want)
+	}
+	if got := queued(f.Listen()); got != nil {
+		t.Errorf("who listens from now on heard %v", got)
+	}
+	f.Close()
+	if got, want := queued(f.ListenSince(func(string) bool { return true })), []string{"d", "e", "f", "end"}; !slices.Equal(got, want) {
+		t.Errorf("heard %v, want %v", got, want)
+	}
+}
