@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -133,7 +134,7 @@ func TestNetworkManager(t *testing.T) {
 		d := world.ServeNetworkManager(t)
 		addLink(t, h, "eth2")
 		h.eventually(t, "NetworkManager takes what nobody has configured", func() bool {
-			return strings.Contains(world.Tool(t, "nmcli", "-g", "GENERAL.CONNECTION", "device", "show", "eth2"), "Wired connection")
+			return strings.Contains(deviceShown(t, "CONNECTION", "eth2"), "Wired connection")
 		})
 
 		vm := runReach(t, h)
@@ -142,7 +143,7 @@ func TestNetworkManager(t *testing.T) {
 		seen := func() bool {
 			for line := range strings.Lines(links) {
 				name, _, _ := strings.Cut(line, " ")
-				if !strings.Contains(world.Tool(t, "nmcli", "-g", "GENERAL.STATE", "device", "show", name), "connected") {
+				if !strings.Contains(deviceShown(t, "STATE", name), "connected") {
 					return false
 				}
 			}
@@ -160,6 +161,13 @@ func TestNetworkManager(t *testing.T) {
 	})
 }
 
+// deviceShown is what NetworkManager says of an interface; "": it does not know that
+// yet.
+func deviceShown(t *testing.T, what, name string) string {
+	out, _ := exec.CommandContext(t.Context(), "nmcli", "-g", "GENERAL."+what, "device", "show", name).Output()
+	return string(out)
+}
+
 // An interface of NetworkManager's is not taken from it, not even a spare one: it
 // would take it out of the bridge again. What the refusal says to do helps.
 func TestNetworkManagerUplink(t *testing.T) {
@@ -174,7 +182,7 @@ func TestNetworkManagerUplink(t *testing.T) {
 		world.InstallDaemons(t)
 		world.ServeUdev(t)
 		d := world.ServeNetworkManager(t, "ipv4.dhcp-timeout=10", "ipv6.ra-timeout=10")
-		state := func() string { return world.Tool(t, "nmcli", "-g", "GENERAL.STATE", "device", "show", "eth1") }
+		state := func() string { return deviceShown(t, "STATE", "eth1") }
 		h.eventually(t, "NetworkManager takes the interface", func() bool { return strings.Contains(state(), "connecting") })
 
 		profile := writeProfile(t, t.TempDir(), "web", bridgeOver("eth1")+micro(t, reachScript))

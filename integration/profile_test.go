@@ -28,7 +28,7 @@ func writeProfile(t *testing.T, dir, name, text string) string {
 // guestTools are functions for the scripts of micro guests. The time limit of
 // busybox's wget crashes in Debian 12, hence the other one.
 const guestTools = `
-fetch() { timeout 5 wget -q -O - "http://$1/" 2>&1; }
+fetch() { timeout 10 wget -q -O - "http://$1/" 2>&1; }
 resolve() { nslookup -type=a "$1" 2>/dev/null | sed -n 's/^Address: *\([0-9.]*\)$/\1/p'; }
 `
 

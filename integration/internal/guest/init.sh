@@ -25,7 +25,7 @@ for nic in /sys/class/net/eth*; do
 done
 for word in $(cat /proc/cmdline); do
 	case $word in
-	fetch=*) echo "own-guest: fetched $(timeout 5 wget -q -O - "${word#fetch=}" 2>&1)" ;;
+	fetch=*) echo "own-guest: fetched $(timeout 20 wget -q -O - "${word#fetch=}" 2>&1)" ;;
 	tag=*)
 		ip link add link eth0 name tagged type vlan id "${word#tag=}" && ip link set tagged up
 		arping -D -c 2 -w 2 -I tagged 192.0.2.250 >/dev/null 2>&1
