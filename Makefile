@@ -44,7 +44,7 @@ integration:
 	@[ ! -e "$(REPORT)/everystep.txt" ] || grep ' cases of ' "$(REPORT)/everystep.txt"
 
 # The proofs in full, of which the tests above do a part.
-SOAK ?= EveryStepKilled|Storm|ManyNetworks|TwoInstances|OutlivesKeeper|Strangers|DamagedState|DHCPLoad|Leaks|Networkd|NetworkManager|Docker|RulesComeBack|Firewalld|HoldAdopted|RunRightAfterKill|ReusedProcessID|TakeoverKilled
+SOAK ?= EveryStepKilled|Storm|ManyNetworks|TwoInstances|OutlivesKeeper|Strangers|DamagedState|DHCPLoad|Leaks|Networkd|NetworkManager|Docker|RulesComeBack|Firewalld|HoldAdopted|RunRightAfterKill|ReusedProcessID|Kill|Signals
 soak:
 	scripts/setup test
 	scripts/setup docker

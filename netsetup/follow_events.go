@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// FollowOptions are what Follow tells besides.
+// FollowOptions say from when on Follow tells.
 type FollowOptions struct {
 	Since time.Time // what happened after it, as far as the last 128 events go; zero: nothing before Ready
 	Ready func()    // is called when from then on nothing is missed; nil: nobody wants to know

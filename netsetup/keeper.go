@@ -230,6 +230,11 @@ func (k *keeper) endIfUnused() {
 // member serves one connection: a request, and where that makes it a member's
 // or a holder's, its end.
 func (k *keeper) member(ctx context.Context, conn *net.UnixConn, who peer) {
+	defer func() {
+		if k.connections.Add(-1) == 0 { // else somebody is there who may want something
+			k.endIfUnused()
+		}
+	}()
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
@@ -238,12 +243,8 @@ func (k *keeper) member(ctx context.Context, conn *net.UnixConn, who peer) {
 	files, err := receive(conn, &r)
 	closeAll(files)
 	if err != nil {
-		if k.connections.Add(-1) == 0 { // else somebody is there who wants something
-			k.endIfUnused()
-		}
 		return
 	}
-	defer k.connections.Add(-1)
 	conn.SetReadDeadline(time.Time{})
 	if r.Follow {
 		stop() // who follows hears the end too
@@ -302,15 +303,15 @@ func (k *keeper) answer(conn *net.UnixConn, who peer, r request) reply {
 		k.awaitRemovals(k.names.tap(r.Attach.Port))
 	}
 	answer, files := k.decide(conn, who, r)
+	if who.trusted() { // others can't end what they can't begin
+		k.endIfIdle() // before it says so: who hears it asks whether it is ending
+	}
 	answer.Protocol = protocolVersion
 	conn.SetWriteDeadline(time.Now().Add(answerTimeout))
 	err := send(conn, answer, files)
 	err = errors.Join(err, closeAll(files))
 	if err != nil {
 		k.log.Warn("lost somebody before the answer", "uid", who.uid, "cause", err)
-	}
-	if who.trusted() { // others can't end what they can't begin
-		k.endIfIdle()
 	}
 	if k.phase == up {
 		k.services.follow(k)

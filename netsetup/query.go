@@ -91,9 +91,12 @@ func CheckDefinition(ctx context.Context, h Host, spec Spec, vm string) error {
 		return nil
 	}
 	r, err := inspect(ctx, dir, true)
-	stays := r.State == Up && len(r.Holders) > 0 || slices.ContainsFunc(r.Members, func(m Member) bool { return m.VM != vm })
-	if err != nil || !stays {
+	if err != nil || r.State == KeeperGone {
 		return nil
+	}
+	others := slices.ContainsFunc(r.Members, func(m Member) bool { return m.VM != vm || m.UID != uint32(os.Geteuid()) })
+	if !others && (r.State == GoingDown || len(r.Holders) == 0) {
+		return nil // it goes down with the VM
 	}
 	return unlike
 }

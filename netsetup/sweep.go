@@ -188,7 +188,7 @@ func lockDead(ctx context.Context, dir string) (*os.File, error) {
 // awaitGone waits until a closing keeper has ended, which frees its lock. The next
 // one may have that by then.
 func awaitGone(ctx context.Context, dir string) error {
-	lock, err := lockAfter(ctx, dir, keeperEnding, closingTimeout)
+	lock, err := lockAfter(ctx, dir, keeperSilent, closingTimeout)
 	if err != nil {
 		return fmt.Errorf("wait for the network's end: %w", err)
 	}
@@ -213,7 +213,8 @@ func lockAfter(ctx context.Context, dir string, waitedFor standing, limit time.D
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return lock, err
 		}
-		if s, err := askStanding(ctx, dir); s > waitedFor || err != nil {
+		s, err := askStanding(ctx, dir)
+		if ctx.Err() == nil && (s > waitedFor || err != nil) {
 			return nil, err
 		}
 		select {
@@ -230,7 +231,8 @@ type standing int
 const (
 	keeperDead   standing = iota // or killed, and waiting for the kernel with its last request: it listens until then
 	keeperEnding                 // its network is gone, or going
-	keeperLiving                 // or says nothing
+	keeperSilent                 // it was stopped, say, or waits for the end of the one before it
+	keeperLiving                 // so it has the lock
 )
 
 func askStanding(ctx context.Context, dir string) (standing, error) {
@@ -252,6 +254,8 @@ func askStanding(ctx context.Context, dir string) (standing, error) {
 	switch {
 	case hungUp(err):
 		return keeperDead, nil
+	case err != nil:
+		return keeperSilent, nil
 	case answer.Closing:
 		return keeperEnding, nil
 	}

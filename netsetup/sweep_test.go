@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -94,6 +95,33 @@ func TestLockOfTheNext(t *testing.T) {
 	}
 	if len(closing) > 0 {
 		t.Error("did not wait for a keeper that is closing")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := awaitGone(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("beside a keeper that says nothing: %v", err)
+	}
+}
+
+// TestPingTellsTheEnd: a keeper whose network has gone says so to who asks how it is.
+func TestPingTellsTheEnd(t *testing.T) {
+	k, _ := fakeKeeper(t)
+	asked := func() reply {
+		t.Helper()
+		keeper, asker := socketPair(t)
+		k.answer(keeper, peer{}, request{Protocol: protocolVersion, Ping: true})
+		answer, err := receiveAnswer(asker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	if asked().Closing {
+		t.Error("it is closing before anybody has come")
+	}
+	k.endIfUnused()
+	if !asked().Closing {
+		t.Error("it is not closing though nobody has come")
 	}
 }
 

@@ -64,8 +64,10 @@ func (plan *Plan) checkDefinitions(ctx context.Context, h Host) error {
 		}
 	}
 	var errs []error
+	checked := map[string]bool{}
 	for _, nic := range nics {
-		if nic.Spec != nil {
+		if nic.Spec != nil && !checked[nic.Spec.ID()] {
+			checked[nic.Spec.ID()] = true
 			errs = append(errs, netsetup.CheckDefinition(ctx, h.NetworkHost(), *nic.Spec, plan.Name))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,7 +28,9 @@ ATTACHED and DETACHED, a disk or a card came or went; ENDED; MISSED, this progra
 too slow. Of a network: JOINED and LEFT, a NIC came or went; LEASED, a guest was given
 an address; ADDRESS, it was seen to use one; RESTORED and MENDED, what somebody took
 away is back; KEEPER_GONE and ADOPTED; DOWN; MISSED; NOTE and TROUBLE, what the VM's
-supervisor says. Where vm is empty it is about the network as a whole.`
+supervisor says. Where vm is empty it is about the network as a whole. What happened
+right before a network was heard of, such as the JOINED of a VM that is its first,
+comes late: order by time.`
 
 func newEventsCommand() *cobra.Command {
 	return &cobra.Command{
@@ -55,7 +58,8 @@ type eventPrinter struct {
 	host  vm.Host
 	out   *json.Encoder
 	log   *slog.Logger
-	began time.Time // what happens from then on is told, also of a network that is heard of later
+	names []string  // of the VMs; nil: all
+	began time.Time // what happens to them from then on is told, also on a network that is heard of later
 
 	mu       sync.Mutex
 	followed map[string]bool // by ID; true: to be followed again once it is down
@@ -78,6 +82,7 @@ func (p *eventPrinter) some(ctx context.Context, names []string) error {
 			return err
 		}
 	}
+	p.names = names
 	following, stop := context.WithCancel(ctx)
 	defer p.networks.Wait() // what happened so far
 	defer stop()
@@ -187,9 +192,14 @@ func (p *eventPrinter) isWanted(key string) bool {
 	return wanted
 }
 
-// printNetwork prints a network's events until it is down, or ctx ends.
+// printNetwork prints a network's events until it is down, or ctx ends. Of those from
+// before it was heard of it prints what is about the VMs.
 func (p *eventPrinter) printNetwork(ctx context.Context, spec netsetup.Spec) {
+	heard := time.Now()
 	err := netsetup.Follow(ctx, networkHost(p.host), spec, netsetup.FollowOptions{Since: p.began}, func(e netsetup.Event) error {
+		if e.Time.Before(heard) && p.names != nil && !slices.Contains(p.names, e.VM) {
+			return nil
+		}
 		data, err := json.Marshal(e.Data)
 		if err != nil {
 			return err

@@ -12,7 +12,7 @@ type Fanout[E any] struct {
 	// Missed makes the event that is told in the place of so many that a listener
 	// has missed, right before the next one.
 	Missed func(next E, count int) E
-	// Remembers is how many of the last events are kept for ListenSince, at most 128.
+	// Remembers is how many of the last events are kept for ListenSince.
 	Remembers int
 
 	mu        sync.Mutex

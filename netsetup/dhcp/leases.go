@@ -63,7 +63,8 @@ type lease struct {
 
 	port        bool
 	offerEnd    time.Time
-	transaction dhcpv4.TransactionID // in which it was given last
+	begun       bool                 // it was given, since it was last offered,
+	transaction dhcpv4.TransactionID // in this one
 }
 
 // OpenLeases reads the table from its file and opens it for writing. A torn or

@@ -57,6 +57,7 @@ func (l *Leases) offer(m mac, wanted netip.Addr, hostname string) (ip netip.Addr
 		e.Hostname, e.Used = hostname, now
 		e.offerEnd = now.Add(offerTime)
 	}
+	e.begun = false // it starts over, though perhaps with the number that it always has
 	return e.IP, true
 }
 
@@ -98,10 +99,10 @@ func (l *Leases) begin(m mac, transaction dhcpv4.TransactionID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.byMAC[m]
-	if e == nil || e.transaction == transaction {
+	if e == nil || e.begun && e.transaction == transaction {
 		return false
 	}
-	e.transaction = transaction
+	e.begun, e.transaction = true, transaction
 	return true
 }
 
