@@ -3,7 +3,6 @@ package integration
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -59,27 +58,17 @@ func (h *host) serveMany(t *testing.T, spec netsetup.Spec) {
 	world.Settle(t, relay, "eth0")
 	plugIn(t, h, port.Bridge())
 
-	const rate, seconds = 1000, 10         // requests a second
-	most, fewest := 0.1, rate*seconds*9/10 // dropped, in percent; leases
-	if !feature.Long() {                   // other tests run beside this one
-		most, fewest = 10, rate*seconds/2
-	}
-	out, err := output(relay, "perfdhcp", "-4", "-l", "eth0", "-r", fmt.Sprint(rate), "-R", "1000000", "-p", fmt.Sprint(seconds),
-		"-W", "1000000", "10.64.0.1") // -W: microseconds for the last answers
-	figures := regexp.MustCompile(`(drops ratio|non unique addresses): (\S+)`).FindAllStringSubmatch(out, -1)
-	if len(figures) < 4 {
-		t.Fatalf("perfdhcp: %v:\n%s", err, out)
-	}
-	for _, f := range figures {
-		if value, err := strconv.ParseFloat(f[2], 64); err != nil || value > most {
-			t.Errorf("%s, %v:\n%s", f[0], err, out)
-		}
+	const most, fewest, tries = 0.1, 9000, 3 // dropped, in percent; leases
+	dropped, said := load(t, relay)
+	for try := 1; dropped > most && try < tries; try++ {
+		t.Logf("%v %% dropped: the machine stood still, or the server is slow", dropped)
+		dropped, said = load(t, relay)
 	}
 	leases := h.leases(t, spec)
-	if len(leases) < fewest {
-		t.Errorf("%d leases, want at least %d:\n%s", len(leases), fewest, out)
+	if dropped > most || len(leases) < fewest {
+		t.Errorf("%v %% dropped, %d leases; want %v and %d at least:\n%s", dropped, len(leases), most, fewest, said)
 	}
-	t.Logf("%d leases in %d s", len(leases), seconds)
+	t.Logf("%v %% dropped, %d leases", dropped, len(leases))
 
 	h.sameLeases(t, relay, leases)
 	kill(t, unix.SIGKILL, keeperWord)
@@ -96,6 +85,31 @@ func (h *host) serveMany(t *testing.T, spec netsetup.Spec) {
 	if err := port.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// load has 1000 new clients a second ask for addresses, for 10 s. It returns what part
+// of the exchanges had no answer in time, in percent, and fails the test where an
+// address was given twice.
+func load(t *testing.T, relay *sandbox.Namespace) (dropped float64, said string) {
+	t.Helper()
+	said, err := output(relay, "perfdhcp", "-4", "-l", "eth0", "-r", "1000", "-R", "1000000", "-p", "10",
+		"-W", "1000000", "10.64.0.1") // -W: microseconds for the last answers
+	figures := regexp.MustCompile(`(drops ratio|non unique addresses): (\S+)`).FindAllStringSubmatch(said, -1)
+	if len(figures) < 4 {
+		t.Fatalf("perfdhcp: %v:\n%s", err, said)
+	}
+	for _, f := range figures {
+		value, err := strconv.ParseFloat(f[2], 64)
+		switch {
+		case err != nil:
+			t.Fatalf("perfdhcp: %v:\n%s", err, said)
+		case f[1] == "drops ratio":
+			dropped = max(dropped, value)
+		case value > 0:
+			t.Errorf("%s:\n%s", f[0], said)
+		}
+	}
+	return dropped, said
 }
 
 // plugIn puts the host's link load0, behind which a machine is, into a bridge.
