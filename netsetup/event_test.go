@@ -146,10 +146,7 @@ func TestFollowLastMember(t *testing.T) {
 
 // A follower that does not keep up is told how much it has missed of which network.
 func TestSlowFollower(t *testing.T) {
-	k, err := newKeeper(testHost(t), t.TempDir(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k, _ := fakeKeeper(t)
 	k.network.Name = "lan"
 	slow := k.followers.Listen()
 	const told = 1000

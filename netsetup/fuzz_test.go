@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmrun/vmrun/internal/fanout"
 	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
@@ -97,8 +98,8 @@ func fakeKeeper(t *testing.T) (*keeper, *fake) {
 		t.Fatal(err)
 	}
 	k := &keeper{host: Host{Runtime: dir, State: filepath.Join(dir, "state")}, dir: dir, log: log, journal: j,
-		w:    &effects{kernel: world, claims: &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}},
-		stop: func() {}, ports: map[string]*holding{}}
+		w:         &effects{kernel: world, claims: &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}},
+		followers: fanout.Fanout[Event]{Missed: missedEvents}, stop: func() {}, ports: map[string]*holding{}}
 	k.leaving.wake = sync.NewCond(&k.mu)
 	return k, world
 }
