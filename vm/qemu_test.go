@@ -178,7 +178,7 @@ func TestParentDeath(t *testing.T) {
 		select {}
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestParentDeath$")
-	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Env = append(os.Environ(), marker+"=1", "TMPDIR="+t.TempDir()) // nobody else removes what it makes there
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
