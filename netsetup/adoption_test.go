@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -202,9 +201,7 @@ func TestNATWithoutKeeper(t *testing.T) {
 			t.Error(err)
 		}
 		ip(t, "link", "del", "guest0")
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }
 

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -138,9 +137,7 @@ func TestKeeperIsReplaced(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Errorf("%v\n%s", err, keeperLogs(h))
 		}
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }
 
@@ -195,9 +192,7 @@ func TestKilled(t *testing.T) {
 					if _, err := Sweep(context.Background(), h); err != nil {
 						t.Error(err)
 					}
-					if diff := cmp.Diff(before, hostState(t)); diff != "" {
-						t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-					}
+					leftNothing(t, h, before, hostState)
 				})
 			}
 		}
@@ -249,9 +244,7 @@ func TestManyAtOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }
 
@@ -292,9 +285,7 @@ func TestRefusals(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }
 
@@ -329,9 +320,7 @@ func TestSilentClient(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }
 
@@ -367,8 +356,6 @@ func TestSweepBesideNewMembers(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }

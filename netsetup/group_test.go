@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 var labGroup = &Group{ID: 7000, Name: "lab"}
@@ -28,9 +26,7 @@ func openedLAN(t *testing.T, group *Group) Host {
 			t.Errorf("%v\n%s", err, keeperLogs(h))
 		}
 		awaitAlone(t)
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 	return h
 }
@@ -44,15 +40,17 @@ func guestPort(i int) order {
 
 // awaitReport waits until a network is as it should be, for as long as an
 // adoption may take.
-func awaitReport(t *testing.T, h Host, is func(Report) bool) {
+func awaitReport(t *testing.T, h Host, is func(Report) bool) Report {
 	t.Helper()
 	started := time.Now()
-	for r := lan(t, h); !is(r); r = lan(t, h) {
+	r := lan(t, h)
+	for ; !is(r); r = lan(t, h) {
 		if time.Since(started) > adoptionLimit {
 			t.Fatalf("after %v: %+v\n%s", adoptionLimit, r, keeperLogs(h))
 		}
 	}
 	t.Logf("after %v", time.Since(started))
+	return r
 }
 
 // TestGroup: members of a group have ports on root's network, through the death

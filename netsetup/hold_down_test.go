@@ -144,9 +144,7 @@ func TestUpBeforeTheHolderIsBack(t *testing.T) {
 		t.Error(err)
 	}
 	awaitAlone(t)
-	if diff := cmp.Diff(before, hostState(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, hostState)
 }
 
 // TestDownAtAFreshKeeper: a keeper that was started for a holder, and is told to

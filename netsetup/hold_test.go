@@ -79,9 +79,7 @@ func TestHold(t *testing.T) {
 				t.Errorf("%v\n%s", err, keeperLogs(h))
 			}
 			awaitAlone(t)
-			if diff := cmp.Diff(before, hostState(t)); diff != "" {
-				t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-			}
+			leftNothing(t, h, before, hostState)
 		})
 	}
 }
@@ -104,15 +102,9 @@ func TestHoldAdopted(t *testing.T) {
 	first := lan(t, h)
 	for range 3 {
 		kill(t, only(t))
-		started := time.Now()
-		r := lan(t, h)
-		for len(r.Holders) == 0 || len(r.Members) == 0 || r.Members[0].PID == 0 {
-			if time.Since(started) > adoptionLimit {
-				t.Fatalf("not adopted within %v: %+v\n%s", adoptionLimit, r, keeperLogs(h))
-			}
-			r = lan(t, h)
-		}
-		t.Logf("adopted after %v", time.Since(started))
+		r := awaitReport(t, h, func(r Report) bool {
+			return len(r.Holders) > 0 && len(r.Members) > 0 && r.Members[0].PID != 0
+		})
 		if diff := cmp.Diff(leases(first), leases(r)); diff != "" {
 			t.Errorf("leases (-before +after):\n%s", diff)
 		}
@@ -200,9 +192,7 @@ func TestUpAndDownTwice(t *testing.T) {
 		}
 	}
 	awaitAlone(t)
-	if diff := cmp.Diff(before, hostState(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, hostState)
 }
 
 // TestHolderKilled: a network without a VM goes with its holder.

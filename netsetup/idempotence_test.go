@@ -88,9 +88,7 @@ func downAfterHands(t *testing.T, h Host) {
 			if err := Down(ctx, h, "lan", spec.Dir); !errors.As(err, new(*NotFoundError)) {
 				t.Errorf("down once more: %v", err)
 			}
-			if diff := cmp.Diff(before, hostState(t)); diff != "" {
-				t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-			}
+			leftNothing(t, h, before, hostState)
 		})
 	}
 }

@@ -112,6 +112,14 @@ func TestUpAndDownOnKernel(t *testing.T) {
 	})
 }
 
+// leftNothing fails the test unless the host looks as before.
+func leftNothing(t *testing.T, h Host, before string, look func(*testing.T) string) {
+	t.Helper()
+	if diff := cmp.Diff(before, look(t)); diff != "" {
+		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
+	}
+}
+
 func keeperLogs(h Host) string {
 	var all string
 	logs, _ := filepath.Glob(h.Runtime + "/nets/*/keeper.log")

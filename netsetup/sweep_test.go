@@ -52,9 +52,7 @@ func TestSweepAside(t *testing.T) {
 		if lines, err := SweepAside(ctx, h); err != nil || len(lines) == 0 {
 			t.Errorf("swept %v, %v", lines, err)
 		}
-		if diff := cmp.Diff(before, hostState(t)); diff != "" {
-			t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-		}
+		leftNothing(t, h, before, hostState)
 	})
 }
 

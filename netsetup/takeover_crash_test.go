@@ -114,9 +114,7 @@ func TestTakeoverKilled(t *testing.T) {
 				}
 			}
 			s.works(t)
-			if diff := cmp.Diff(before, network(t)); diff != "" {
-				t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-			}
+			leftNothing(t, h, before, network)
 			if exists(filepath.Join(folder, holdName)) {
 				t.Error("a dead holder's mark was left")
 			}
@@ -185,9 +183,7 @@ func TestTakeoverIsAdopted(t *testing.T) {
 	}
 	awaitAlone(t)
 	s.works(t)
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // TestDeadmanIsReplaced: a keeper whose dead-man was killed starts another one,
@@ -216,9 +212,7 @@ func TestDeadmanIsReplaced(t *testing.T) {
 	killTogether(t, named(t, "keeper"), m.Process.Pid)
 	m.Wait()
 	awaitAlone(t)
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // TestTakeoverWithoutGateway: if the gateway does not answer on the bridge, all
@@ -238,9 +232,7 @@ func TestTakeoverWithoutGateway(t *testing.T) {
 	}
 	ip(t, "-n", "lan", "link", "set", "far", "arp", "on")
 	awaitAlone(t)
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // TestOthersChangesComeBack: what somebody did on the bridge is on the uplink
@@ -303,9 +295,7 @@ func TestBridgeRemovedByHand(t *testing.T) {
 		t.Error(err)
 	}
 	awaitAlone(t)
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // TestDeadmanWithoutJournal: a folder that was removed meanwhile takes nothing
@@ -326,9 +316,7 @@ func TestDeadmanWithoutJournal(t *testing.T) {
 	killTogether(t, named(t, "keeper"), m.Process.Pid)
 	m.Wait()
 	awaitEnd(t, man, 0)
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // TestGiveBackOfWhatHasEnded: an address that ended while it was nowhere does not

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netns"
 )
 
@@ -255,9 +254,7 @@ func testTakeover(t *testing.T, h Host) {
 	for _, s := range sessions {
 		s.works(t)
 	}
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 	if left := others(t); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
 	}

@@ -143,9 +143,7 @@ func TestLeaseIsRenewed(t *testing.T) {
 	if left := lasts(t, "eth0"); left < 60 {
 		t.Errorf("the lease on the uplink lasts %d s, want what was renewed", left)
 	}
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // TestLeaseIsLost: a lease that nobody renews ends the network, so that the host

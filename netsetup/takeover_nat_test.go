@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
@@ -43,9 +41,7 @@ func TestTakeoverUnderNAT(t *testing.T) {
 	if err := nat.Close(); err != nil {
 		t.Error(err)
 	}
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("left behind:\n%s\n%s", diff, keeperLogs(h))
-	}
+	leftNothing(t, h, before, network)
 }
 
 // awaitForwarding waits until a link forwards.
