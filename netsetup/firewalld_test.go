@@ -2,23 +2,32 @@ package netsetup
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
-// startFirewalld runs firewalld and a bus for it, in the test's namespaces.
-func startFirewalld(t *testing.T) {
+// startFirewalld runs firewalld with its own defaults, but for the backend, on the
+// bus of the test's namespaces.
+func startFirewalld(t *testing.T, backend string) (stop func()) {
 	t.Helper()
-	start(t, "firewalld", "--nofork", "--nopid")
+	config := t.TempDir()
+	if err := os.WriteFile(filepath.Join(config, "firewalld.conf"), []byte("FirewallBackend="+backend+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stop = start(t, "firewalld", "--nofork", "--nopid", "--system-config="+config)
 	if !within(time.Minute, func() bool { return exec.Command("firewall-cmd", "--state").Run() == nil }) {
 		t.Fatal("firewalld does not start")
 	}
+	return stop
 }
 
 func startBus(t *testing.T) {
@@ -34,8 +43,8 @@ func startBus(t *testing.T) {
 	}
 }
 
-// start runs a daemon until the end of the test.
-func start(t *testing.T, name string, args ...string) {
+// start runs a daemon until it is stopped, or to the end of the test.
+func start(t *testing.T, name string, args ...string) (stop func()) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
@@ -46,7 +55,7 @@ func start(t *testing.T, name string, args ...string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cmd.Process.Signal(unix.SIGTERM) // firewalld takes its rules away then
 		cmd.Wait()                       // it was told to end
 		text, _ := os.ReadFile(log.Name())
@@ -55,6 +64,8 @@ func start(t *testing.T, name string, args ...string) {
 			t.Logf("%s said:\n%s", name, text)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // useUnpacked puts what scripts/setup has unpacked without installing it into
@@ -92,9 +103,42 @@ func TestFirewalld(t *testing.T) {
 	}
 	street(t)
 	startBus(t)
-	zone := func(p *Port) string {
-		out, _ := exec.Command("firewall-cmd", "--get-zone-of-interface="+p.Bridge()).CombinedOutput() // 2: of none
-		return string(out)
+	for _, c := range []struct{ theirs, ours string }{
+		{"nftables", "nftables"},
+		{"nftables", "iptables"},
+		{"iptables", "auto"}, // nftables alone would leave iptables as firewalld has them
+		{"iptables", "iptables"},
+	} {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("firewalld by %s, vmrun by %s, late %v", c.theirs, c.ours, late), func(t *testing.T) {
+				h := testHost(t)
+				h.Firewall = c.ours
+				besideFirewalld(t, h, c.theirs, late)
+			})
+		}
+	}
+}
+
+// besideFirewalld attaches a port where firewalld runs already, or will soon.
+func besideFirewalld(t *testing.T, h Host, theirs string, late bool) {
+	look := func(t *testing.T) string { // firewalld makes its chains anew, in any order
+		lines := strings.Split(hostState(t), "\n")
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+	stop := startFirewalld(t, theirs)
+	look(t) // makes the tables that listing makes
+	before := look(t)
+	if late {
+		stop()
+	}
+	p, err := Attach(context.Background(), h, specs()["nat"], testPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest(t, p)
+	if late {
+		startFirewalld(t, theirs)
 	}
 	passes := func() bool { // a try that is lost is not waited for
 		c, err := dial(t, "guest", "192.0.2.1:7", 100*time.Millisecond)
@@ -104,47 +148,28 @@ func TestFirewalld(t *testing.T) {
 		defer c.Close()
 		return echoes(c) == nil
 	}
-	for _, late := range []bool{false, true} {
-		withEach(t, func(t *testing.T, h Host) {
-			if !late {
-				startFirewalld(t)
-			}
-			hostState(t)
-			before := hostState(t)
-			p, err := Attach(context.Background(), h, specs()["nat"], testPort())
-			if err != nil {
-				t.Fatal(err)
-			}
-			guest(t, p)
-			if late {
-				startFirewalld(t)
-			}
-			if !within(10*time.Second, passes) {
-				t.Errorf("the guest does not get out:\n%s\n%s", shell(t, "nft list ruleset"), keeperLogs(h))
-			}
-			shell(t, "firewall-cmd --reload")
-			reloaded := time.Now()
-			if !within(10*time.Second, passes) {
-				t.Errorf("the guest does not get out after firewalld has reloaded:\n%s", keeperLogs(h))
-			}
-			took := time.Since(reloaded)
-			t.Logf("passes again %v after the reload", took)
-			if took > rulesLimit() {
-				t.Errorf("passes again %v after the reload, want %v", took, rulesLimit())
-			}
-			if reaches(t, "out", "10.70.0.3:7") {
-				t.Error("a machine on the uplink reaches the guest")
-			}
-			if err := p.Close(); err != nil {
-				t.Errorf("%v\n%s", err, keeperLogs(h))
-			}
-			if got := zone(p); got != "no zone\n" {
-				t.Errorf("firewalld still trusts the bridge: %s", got)
-			}
-			ip(t, "link", "del", "guest0")
-			if diff := cmp.Diff(before, hostState(t)); diff != "" {
-				t.Errorf("left behind:\n%s", diff)
-			}
-		})
+	if !within(10*time.Second, passes) {
+		t.Errorf("the guest does not get out:\n%s\n%s", shell(t, "nft list ruleset"), keeperLogs(h))
 	}
+	shell(t, "firewall-cmd --reload")
+	reloaded := time.Now()
+	if !within(10*time.Second, passes) {
+		t.Errorf("the guest does not get out after firewalld has reloaded:\n%s", keeperLogs(h))
+	}
+	took := time.Since(reloaded)
+	t.Logf("passes again %v after the reload", took)
+	if took > rulesLimit() {
+		t.Errorf("passes again %v after the reload, want %v", took, rulesLimit())
+	}
+	if reaches(t, "out", "10.70.0.3:7") {
+		t.Error("a machine on the uplink reaches the guest")
+	}
+	if err := p.Close(); err != nil {
+		t.Errorf("%v\n%s", err, keeperLogs(h))
+	}
+	if out, _ := exec.Command("firewall-cmd", "--get-zone-of-interface="+p.Bridge()).CombinedOutput(); string(out) != "no zone\n" {
+		t.Errorf("firewalld still trusts the bridge: %s", out)
+	}
+	ip(t, "link", "del", "guest0")
+	leftNothing(t, h, before, look)
 }
