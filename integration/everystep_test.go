@@ -25,6 +25,7 @@ import (
 type steppedMode struct {
 	name, network string
 	run           func(*testing.T, func(*testing.T))
+	backends      []string // that are told apart
 	stride        int      // of the cases that are done where time is short,
 	phases        []string // which are of these phases; none: of all
 	beside        *others  // whom vmrun has to do with on the host; nil: nobody
@@ -34,45 +35,34 @@ type steppedMode struct {
 type others struct {
 	features []string
 	serve    func(*testing.T, *host)
-	theirs   string   // a word of the commands that run for them, and that no case kills
-	backends []string // that are told apart beside them
+	theirs   string // a word of the commands that run for them, and that no case kills
 }
 
 // libvirtd starts its network for the first VM, and has a dnsmasq for it.
-var besideLibvirt = &others{libvirtFeatures, func(t *testing.T, h *host) { serveLibvirt(t) }, "/dnsmasq ", []string{"nftables"}}
+var besideLibvirt = &others{libvirtFeatures, func(t *testing.T, h *host) { serveLibvirt(t) }, "/dnsmasq "}
 
 // firewalld is told of the bridge, whatever carries vmrun's own rules.
 var besideFirewalld = &others{[]string{"iptables", "daemons"}, func(t *testing.T, h *host) {
 	world.InstallDaemons(t)
 	useChains(t)
 	serveFirewalld(t, "nftables")
-}, "", backends}
+}, ""}
 
-// stepped are the networks of TestEveryStepKilled. Under User-Mode Linux each
-// case takes seconds, so that fewer are done.
+// stepped are the networks of TestEveryStepKilled. Under another kernel each case
+// takes seconds, so that fewer are done.
 var stepped = []steppedMode{
-	{"nat", natLAN, sandbox.Run, 9, nil, nil},
-	{"host-only", hostOnlyLab, sandbox.Run, 9, nil, nil},
-	{"bridge", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nuplink = \"eth2\"\n", sandbox.Run, 9, nil, nil},
-	{"takeover", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nuplink = \"eth3\"\ntakeover = true\n", sandbox.Run, 9, nil, nil},
-	{"joined", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nbridge = \"br0\"\n", sandbox.Run, 5, nil, nil},
-	{"libvirt", "[[nics]]\nnetwork = \"lan\"\n[networks.lan]\nmode = \"bridge\"\nlibvirt = \"default\"\n", sandbox.Run, 6, nil, besideLibvirt},
-	{"firewalld", natLAN, sandbox.Run, 11, nil, besideFirewalld},
-	{"vlan", "[[nics]]\nnetwork = \"acme\"\n[networks.acme]\nmode = \"vlan\"\nuplink = \"eth2\"\nvlan = 10\nsubnet = \"10.72.0.0/24\"\n",
-		sandbox.Run8021Q, 29, []string{"up"}, nil},
+	{"nat", natLAN, sandbox.Run, backends, 9, nil, nil},
+	{"host-only", hostOnlyLab, sandbox.Run, backends, 9, nil, nil},
+	{"bridge", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nuplink = \"eth2\"\n", sandbox.Run, backends, 9, nil, nil},
+	{"takeover", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nuplink = \"eth3\"\ntakeover = true\n", sandbox.Run, backends, 9, nil, nil},
+	{"joined", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nbridge = \"br0\"\n", sandbox.Run, backends, 5, nil, nil},
+	{"libvirt", "[[nics]]\nnetwork = \"lan\"\n[networks.lan]\nmode = \"bridge\"\nlibvirt = \"default\"\n", sandbox.Run, []string{"nftables"}, 6, nil, besideLibvirt},
+	{"firewalld", natLAN, sandbox.Run, backends, 11, nil, besideFirewalld},
+	{"vlan", tenantUplink, sandbox.Run8021Q, []string{"iptables"}, 29, []string{"up"}, nil},
+	{"vlan", tenantUplink, sandbox.Run8021QNFT, []string{"nftables"}, 29, []string{"up"}, nil},
 }
 
-// backends are those that the mode's kernel has: that of User-Mode Linux can't
-// translate addresses by nftables.
-func (m steppedMode) backends() []string {
-	switch {
-	case m.name == "vlan" && !sandbox.Has8021Q():
-		return []string{"iptables"}
-	case m.beside != nil:
-		return m.beside.backends
-	}
-	return backends
-}
+const tenantUplink = "[[nics]]\nnetwork = \"acme\"\n[networks.acme]\nmode = \"vlan\"\nuplink = \"eth2\"\nvlan = 10\nsubnet = \"10.72.0.0/24\"\n"
 
 // TestEveryStepKilled kills a network's keeper, or all of vmrun at once, right
 // before and right after each step that brings a network or a port up or takes
@@ -81,7 +71,7 @@ func (m steppedMode) backends() []string {
 func TestEveryStepKilled(t *testing.T) {
 	buildFaulty(t)
 	for _, mode := range stepped {
-		for _, backend := range mode.backends() {
+		for _, backend := range mode.backends {
 			t.Run(mode.name+"/"+backend, func(t *testing.T) {
 				mode.run(t, func(t *testing.T) {
 					feature.Needs(t, "qemu", "tun", backend)

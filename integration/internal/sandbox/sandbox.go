@@ -22,14 +22,14 @@ import (
 // What a re-executed test binary has to do is told by its environment.
 const (
 	roleVariable = "VMRUN_SANDBOX"      // one of the roles below; unset: the test as the user started it
-	jobVariable  = "VMRUN_SANDBOX_JOB"  // uml: file with the job; enter: the mounts
+	jobVariable  = "VMRUN_SANDBOX_JOB"  // kernel: file with the job; enter: the mounts
 	testVariable = "VMRUN_SANDBOX_TEST" // test: the one whose body runs
 
-	roleInit  = "init"  // process 1 of a sandbox
-	roleTest  = "test"  // the test itself, inside
-	roleUML   = "uml"   // process 1 of User-Mode Linux
-	roleGuest = "guest" // a test started by roleUML, not yet in a sandbox
-	roleEnter = "enter" // a command on a second host, see Command
+	roleInit   = "init"   // process 1 of a sandbox
+	roleTest   = "test"   // the test itself, inside
+	roleKernel = "kernel" // process 1 under another kernel
+	roleGuest  = "guest"  // a test started by roleKernel, not yet in a sandbox
+	roleEnter  = "enter"  // a command on a second host, see Command
 )
 
 // limit is for one test in a sandbox.
@@ -43,8 +43,8 @@ func Main() {
 	switch os.Getenv(roleVariable) {
 	case roleInit:
 		err = initNamespaces()
-	case roleUML:
-		err = initUML()
+	case roleKernel:
+		err = initKernel()
 	case roleEnter:
 		err = enter()
 	default:

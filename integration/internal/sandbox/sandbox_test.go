@@ -53,7 +53,7 @@ func TestRunPassesSkipsOn(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	var out strings.Builder
 	v := &verdict{out: &out, name: "TestA"}
-	for _, part := range []string{"=== RUN   TestA\n    a.go:1: he", "llo\r\n--- FA", "IL: TestA (0.1s)\nFAIL\numl: exit 1\nlast"} {
+	for _, part := range []string{"=== RUN   TestA\n    a.go:1: he", "llo\r\n--- FA", "IL: TestA (0.1s)\nFAIL\nkernel: exit 1\nlast"} {
 		if _, err := v.Write([]byte(part)); err != nil {
 			t.Fatal(err)
 		}
@@ -160,6 +160,27 @@ func TestUML(t *testing.T) {
 			tc qdisc add dev tap0 clsact
 			tc filter add dev tap0 ingress bpf direct-action bytecode '1,6 0 0 0' 
 			tc filter show dev tap0 ingress`
+		out, err := exec.Command("sh", "-exc", script).CombinedOutput()
+		if err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+}
+
+// Under QEMU there is what vlan networks by nftables need.
+func TestQEMU(t *testing.T) {
+	RunQEMU(t, func(t *testing.T) {
+		const script = `
+			ip link add trunk0 type veth peer trunk1
+			ip link add link trunk0 name v10 type vlan id 10
+			ip link add br0 type bridge
+			ip link set v10 master br0
+			ip tuntap add tap0 mode tap
+			nft add table ip t
+			nft add chain ip t out '{ type nat hook postrouting priority 0; }'
+			nft add rule ip t out masquerade
+			nft add chain ip t through '{ type filter hook forward priority 0; }'
+			nft add rule ip t through reject`
 		out, err := exec.Command("sh", "-exc", script).CombinedOutput()
 		if err != nil {
 			t.Errorf("%v\n%s", err, out)

@@ -53,7 +53,7 @@ func (v *verdict) line(line string) {
 	case of != "" && outcome == "--- FAIL":
 		v.failed = true
 	case line == "PASS", line == "FAIL", strings.HasPrefix(line, "=== "), strings.HasPrefix(line, exitMark),
-		line == "reboot: System halted":
+		strings.Contains(line, "reboot: "): // System halted, Power down
 	default:
 		fmt.Fprintln(v.out, line)
 	}
