@@ -3,6 +3,9 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"net"
+	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -11,6 +14,7 @@ import (
 	"github.com/vmrun/vmrun/integration/internal/feature"
 	"github.com/vmrun/vmrun/integration/internal/sandbox"
 	"github.com/vmrun/vmrun/integration/internal/world"
+	"github.com/vmrun/vmrun/netsetup"
 )
 
 // tenantNetwork is a profile's network of a tenant. The guest finds out by
@@ -92,6 +96,124 @@ func TestVLAN(t *testing.T) {
 		a.restored(t, before)
 		b.restored(t, beforeB)
 	})
+}
+
+// trunkHosts are the hosts of tenants whose rules one or the other carries.
+var trunkHosts = []struct {
+	firewall string
+	run      func(*testing.T, func(*testing.T))
+}{{"nftables", sandbox.Run8021QNFT}, {"iptables", sandbox.Run8021Q}}
+
+// Whatever carries the rules, a guest reaches its tenant's, here and behind the
+// trunk, and nobody else with an address of the same range, and what it sends with
+// a tag of its own choice or from another MAC comes nowhere.
+func TestTenantsApart(t *testing.T) {
+	for _, kind := range trunkHosts {
+		t.Run(kind.firewall, func(t *testing.T) {
+			kind.run(t, func(t *testing.T) {
+				feature.Needs(t, "tun", kind.firewall)
+				a, b := newTrunk(t)
+				addVLAN(t, b, "acme", 10)
+				world.SetUp(t, b.Namespace, "acme", farAway+"/24")
+				world.ServeHTTP(t, b.Namespace, farAway+":80")
+				before := a.state(t)
+				t.Run("guests", func(t *testing.T) { tenantsApart(t, a, b, kind.firewall) })
+				a.restored(t, before)
+			})
+		})
+	}
+}
+
+// farAway is who is on a tenant's tag behind the trunk.
+const farAway = "10.72.0.99"
+
+func tenantsApart(t *testing.T, a, b *host, firewall string) {
+	t.Helper()
+	join := func(tenant string, vid int, vm string, n byte) *tapGuest {
+		g := newTapGuest(t, a, netsetup.Spec{Name: tenant, Tenant: tenant, Mode: netsetup.VLAN, Uplink: "eth1", VLAN: vid,
+			Subnet: netip.MustParsePrefix("10.72.0.0/24"), DHCP: true, Firewall: firewall}, vm, n)
+		world.ServeHTTP(t, g.Namespace, g.port.IP().String()+":80")
+		return g
+	}
+	one, two := join("acme", 10, "one", 1), join("acme", 10, "two", 2)
+	three, four := join("other", 20, "three", 3), join("other", 20, "four", 4)
+	trunk, stranger := world.NewTap(t, b.Namespace, "eth1"), world.NewTap(t, three.Namespace, "eth0")
+	one.sendsStrange(t)
+	for _, way := range []struct {
+		from *tapGuest
+		to   string
+		want bool
+	}{
+		{three, farAway, false},
+		{three, one.port.IP().String(), false},
+		{three, four.port.IP().String(), true},
+		{one, three.port.IP().String(), false},
+		{one, two.port.IP().String(), true},
+		{one, farAway, true}, // the last, behind all that it has sent
+	} {
+		if err := reaches(t, way.from.Namespace, way.to); (err == nil) != way.want {
+			t.Errorf("%v to %s: %v; want it reached: %v", way.from.port.IP(), way.to, err, way.want)
+		}
+	}
+	taggedRight(t, trunk.Frames(t), map[int][]*tapGuest{10: {one, two}, 20: {three, four}})
+	for _, f := range stranger.Frames(t) {
+		if mac := f.Source.String(); mac == one.port.MAC().String() || mac == strangeMAC {
+			t.Errorf("at the other tenant's guest: %v", f)
+		}
+	}
+	leave(t, one, two, three, four)
+}
+
+// taggedRight holds that a trunk's frames have one tag, their guest's, that there
+// are some of each, and that there are none of whom nobody knows.
+func taggedRight(t *testing.T, frames []world.Frame, guests map[int][]*tapGuest) {
+	t.Helper()
+	tags, seen := map[string]int{strangeMAC: -1}, map[int]bool{}
+	for vid, all := range guests {
+		for _, g := range all {
+			tags[g.port.MAC().String()] = vid
+		}
+	}
+	for _, f := range frames {
+		want, ok := tags[f.Source.String()]
+		switch {
+		case !ok: // the hosts'
+		case f.VLAN != want, f.Type == typeTagged:
+			t.Errorf("on the trunk: %v", f)
+		default:
+			seen[f.VLAN] = true
+		}
+	}
+	if len(seen) != len(guests) {
+		t.Errorf("tags of guests' frames on the trunk: %v", seen)
+	}
+}
+
+// sendsStrange has the guest send to everybody what it must not: with the other
+// tenant's tag, with its own tenant's and that one behind it, and from a MAC that is
+// not its own.
+func (g *tapGuest) sendsStrange(t *testing.T) {
+	t.Helper()
+	out := world.NewTap(t, g.Namespace, "eth0")
+	strange, err := net.ParseMAC(strangeMAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const experimental = "\x88\xb5" // local experimental EtherType, IEEE 802
+	for _, f := range []struct {
+		source net.HardwareAddr
+		typed  string
+	}{
+		{g.port.MAC(), "\x81\x00\x00\x14" + experimental},
+		{g.port.MAC(), "\x81\x00\x00\x0a\x81\x00\x00\x14" + experimental},
+		{g.port.MAC(), "\x88\xa8\x00\x0a\x81\x00\x00\x14" + experimental},
+		{strange, experimental},
+	} {
+		frame := slices.Concat([]byte("\xff\xff\xff\xff\xff\xff"), f.source, []byte(f.typed), make([]byte, 46))
+		if err := out.Send(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // The same profile serves on both hosts: each guest has a MAC and an address of

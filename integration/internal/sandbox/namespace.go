@@ -35,7 +35,7 @@ func NewNamespace(t *testing.T) *Namespace {
 // Current is the network that the test itself is in.
 func Current(t *testing.T) *Namespace {
 	t.Helper()
-	file, err := os.Open("/proc/self/ns/net")
+	file, err := os.Open("/proc/thread-self/ns/net") // the process's first thread may have been onThread's
 	n := &Namespace{file: file}
 	return n.opened(t, err)
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,6 +133,14 @@ func follow(t *testing.T, cmd *exec.Cmd) {
 	}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = time.Second
+	// What runs there ends with this process, however that ends. The kernel looks at
+	// the thread (prctl(2), PR_SET_PDEATHSIG), so this goroutine stays on it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM
 	err := cmd.Start()
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
 		feature.Missing(t, "sandbox", fmt.Errorf("make namespaces: %w", err))
