@@ -22,30 +22,43 @@ import (
 // its process, so the last user is always known, whoever was killed.
 type claims struct {
 	dir  string
-	boot string // id of the running kernel: what another boot's files say of it is void
+	boot string // id of the running kernel, and the namespace's cookie: what files say of others is void
 
 	mu   sync.Mutex
 	held map[string]*os.File // by link
 }
 
 func newClaims(runtime string) (*claims, error) {
-	dir, err := hostFolder(runtime)
+	c, err := claimsHere(runtime)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(c.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make folder of host claims: %w", err)
 	}
-	return claimsIn(dir)
+	return c, nil
 }
 
-// claimsIn is newClaims for a folder, which need not be there to look.
-func claimsIn(dir string) (*claims, error) {
+// claimsHere is newClaims for who only looks: the folder need not be there.
+func claimsHere(runtime string) (*claims, error) {
+	now, err := here()
+	if err != nil {
+		return nil, err
+	}
+	return claimsIn(runtime, now)
+}
+
+// claimsIn is claimsHere for any network namespace.
+func claimsIn(runtime string, p place) (*claims, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id") // random(4)
 	if err != nil {
 		return nil, fmt.Errorf("read id of this boot: %w", err)
 	}
-	return &claims{dir: dir, boot: strings.TrimSpace(string(boot)), held: map[string]*os.File{}}, nil
+	c := &claims{dir: p.hostFolder(runtime), boot: strings.TrimSpace(string(boot)), held: map[string]*os.File{}}
+	if p.Cookie != 0 {
+		c.boot = fmt.Sprintf("%s/%d", c.boot, p.Cookie)
+	}
+	return c, nil
 }
 
 // lock takes the host's lock, waiting for it.
@@ -118,12 +131,19 @@ const routerKey = "net/ipv4/ip_forward"
 func (c *claims) path(link string) string { return filepath.Join(c.dir, "forwarding-"+link) }
 
 // read is the record in a link's file. It is not ok where there is none of this
-// boot: what another one found is no state to go back to.
+// boot and namespace: what another one found is no state to go back to.
 func (c *claims) read(f *os.File) (r record, ok bool) {
 	text := make([]byte, 128)
 	n, _ := f.ReadAt(text, 0)
 	_, err := fmt.Sscanf(string(text[:n]), "%d %s %s %s\n", &r.index, &r.value, &r.router, &r.boot)
-	return r, err == nil && r.boot == c.boot
+	return r, err == nil && c.isOf(r.boot)
+}
+
+// isOf tells whether what a file says is of this boot and network namespace. Of
+// the namespace it may say nothing.
+func (c *claims) isOf(boot string) bool {
+	kernel, _, _ := strings.Cut(c.boot, "/")
+	return boot == c.boot || boot == kernel
 }
 
 func writeRecord(f *os.File, r record) error {
@@ -232,6 +252,9 @@ func (c *claims) void(link string) error {
 		return err
 	}
 	defer f.Close()
+	if _, ok := c.read(f); !ok {
+		return nil // of the next one already
+	}
 	return f.Truncate(0)
 }
 
@@ -320,15 +343,11 @@ func ReadFacts(h Host, specs ...Spec) (Facts, string, error) {
 		return Facts{}, "", err
 	}
 	defer k.close()
-	dir, err := hostFolder(h.Runtime)
-	if err != nil {
-		return Facts{}, "", err
-	}
 	id, err := instance(h.Runtime)
 	if err != nil {
 		return Facts{}, "", err
 	}
-	c, err := claimsIn(dir)
+	c, err := claimsHere(h.Runtime)
 	if err != nil {
 		return Facts{}, "", err
 	}

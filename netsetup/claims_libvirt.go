@@ -27,6 +27,7 @@ type started struct {
 	Index  int                       `json:"index,omitempty"` // of the bridge; 0: the start was not seen to its end
 	Router string                    `json:"router"`          // net.ipv4.ip_forward before, which libvirt sets
 	Links  map[string]linkForwarding `json:"links"`           // and with it that of every link
+	Boot   string                    `json:"boot,omitempty"`  // as of claims; "": not noted
 }
 
 type linkForwarding struct {
@@ -106,7 +107,7 @@ func (c *claims) beforeStart(k kernel, o joinLibvirt) (started, error) {
 		return started{}, err
 	}
 	defer host.Close()
-	s := started{Name: o.Name, Bridge: o.Bridge}
+	s := started{Name: o.Name, Bridge: o.Bridge, Boot: c.boot}
 	if s.Router, err = k.Sysctl(routerKey); err != nil {
 		return s, err
 	}
@@ -154,7 +155,7 @@ func (c *claims) leaveLibvirt(k kernel, o leaveLibvirt) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	before, ok := readStarted(f)
+	before, ok := c.readStarted(f)
 	if !ok {
 		return "", nil
 	}
@@ -292,7 +293,7 @@ func (c *claims) sweepLibvirt(k kernel, uuid string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	before, ok := readStarted(f)
+	before, ok := c.readStarted(f)
 	f.Close()
 	if !ok {
 		return "", nil
@@ -304,13 +305,13 @@ func (c *claims) sweepLibvirt(k kernel, uuid string) (string, error) {
 // thousands of links takes, in bytes.
 const maxStarted = 4 << 20
 
-func readStarted(f *os.File) (started, bool) {
+func (c *claims) readStarted(f *os.File) (started, bool) {
 	var s started
 	text, err := io.ReadAll(io.NewSectionReader(f, 0, maxStarted))
 	if err != nil || strings.TrimSpace(string(text)) == "" {
 		return s, false
 	}
-	return s, json.Unmarshal(text, &s) == nil
+	return s, json.Unmarshal(text, &s) == nil && (s.Boot == "" || c.isOf(s.Boot))
 }
 
 // writeStarted overwrites the file in place, for its lock is the share.

@@ -72,7 +72,10 @@ func forgetGone(h Host, dir string) (report []string, err error) {
 	if !gone {
 		return nil, &ElsewhereError{Namespace: where.Net, Way: way, Journal: j.path}
 	}
-	claims := &claims{dir: where.hostFolder(h.Runtime)}
+	claims, err := claimsIn(h.Runtime, *where)
+	if err != nil {
+		return nil, err
+	}
 	var errs []error
 	for _, u := range j.undos() {
 		if u, ok := u.(unforward); ok {

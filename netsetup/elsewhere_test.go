@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -176,6 +177,85 @@ func TestNamespaceGone(t *testing.T) {
 	}
 }
 
+// replaceBlue is dieInBlue and a new blue that has got the inode of the one where
+// that was, which is gone.
+func replaceBlue(t *testing.T, h Host) {
+	t.Helper()
+	for range 5 {
+		blue(t)
+		inode := must(inodeOf("/run/netns/blue"))
+		dieInBlue(t, h)
+		ip(t, "netns", "del", "blue")
+		if blueAgain(t, inode) {
+			return
+		}
+	}
+	skip(t, "inode", "others on this machine get the inodes")
+}
+
+// blueAgain makes blue until it gets an inode.
+func blueAgain(t *testing.T, inode uint64) bool {
+	t.Helper()
+	for started := time.Now(); time.Since(started) < 2*time.Second; ip(t, "netns", "del", "blue") {
+		blue(t)
+		if must(inodeOf("/run/netns/blue")) == inode {
+			return true
+		}
+		there := must(os.Open("/run/netns/blue"))
+		defer there.Close() // so that the next one gets another inode
+	}
+	return false
+}
+
+// TestNamespaceReplaced: what was left in a namespace that is gone concerns nobody
+// in a later one that the kernel gave the same inode.
+func TestNamespaceReplaced(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	if must(netCookie()) == 0 {
+		skip(t, "cookie", "needs SO_NETNS_COOKIE, of Linux 5.14")
+	}
+	h, spec := testHost(t), specs()["nat"]
+	nets := netsFolder(h.Runtime)
+	sweepThere := func() string { return inBlue(t, os.Args[0], "sweep", filepath.Dir(h.Runtime)) }
+	sweepHere := func() string { return strings.Join(must(Sweep(context.Background(), h)), "\n") + "\n" }
+	forgotten := "network lan." + spec.folder()[4:] + ": forgotten, the network namespace that it was in is gone\n"
+	for what, meet := range map[string]func() (report, want string){
+		"swept there": func() (string, string) { return sweepThere(), forgotten },
+		"swept here":  func() (string, string) { return sweepHere(), forgotten },
+		"only its claim": func() (string, string) {
+			if err := os.RemoveAll(nets); err != nil {
+				t.Fatal(err)
+			}
+			return sweepThere(), "\n"
+		},
+		"attached there": func() (string, string) {
+			m := blueMember(t, h)
+			m.Process.Kill()
+			m.Wait()
+			awaitAlone(t)
+			return "", ""
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			replaceBlue(t, h)
+			defer ip(t, "netns", "del", "blue")
+			inBlue(t, "sysctl", "-qw", "net.ipv4.conf.eth1.forwarding=1") // its owner's wish
+			before := blueState(t)
+			if report, want := meet(); report != want {
+				t.Errorf("reported %q, want %q", report, want)
+			}
+			if diff := cmp.Diff(before, blueState(t)); diff != "" {
+				t.Errorf("changed:\n%s", diff)
+			}
+			if left, _ := filepath.Glob(filepath.Join(nets, spec.folder(), "*.json*")); left != nil {
+				t.Errorf("left %q", left)
+			}
+		})
+	}
+}
+
 // TestUpElsewhere: nobody joins a network of another namespace by mistake, and
 // everybody may ask for it.
 func TestUpElsewhere(t *testing.T) {
@@ -221,12 +301,15 @@ func TestJournalsPlace(t *testing.T) {
 	now := must(here())
 	for _, tt := range []struct {
 		in    string
+		of    uint64 // the network namespace
 		opens bool
 	}{
-		{"", true}, // of an earlier version
-		{fmt.Sprintf(`"in":{"net":%d,"pid":%d},`, now.Net, now.PID), true},
-		{fmt.Sprintf(`"in":{"net":%d,"pid":%d},`, now.Net, now.PID+1), true},
-		{fmt.Sprintf(`"in":{"net":%d,"pid":%d},`, now.Net+1, now.PID), false},
+		{"", now.Net, true}, // of an earlier version
+		{fmt.Sprintf(`"in":{"net":%d,"pid":%d},`, now.Net, now.PID), now.Net, true},
+		{fmt.Sprintf(`"in":{"net":%d,"pid":%d},`, now.Net, now.PID+1), now.Net, true},
+		{fmt.Sprintf(`"in":{"net":%d,"pid":%d},`, now.Net+1, now.PID), now.Net + 1, false},
+		{fmt.Sprintf(`"in":{"net":%d,"pid":%d,"cookie":%d},`, now.Net, now.PID, now.Cookie), now.Net, true},
+		{fmt.Sprintf(`"in":{"net":%d,"pid":%d,"cookie":%d},`, now.Net, now.PID, now.Cookie+1), now.Net, now.Cookie == 0},
 	} {
 		dir := t.TempDir()
 		line := `{"v":1,` + tt.in + `"seq":1,"undo":{"op":"unforward","arg":{"link":"eth1"}}}` + "\n"
@@ -235,7 +318,7 @@ func TestJournalsPlace(t *testing.T) {
 		}
 		j, err := openJournal(dir, slog.New(slog.DiscardHandler))
 		if !tt.opens {
-			isElsewhere(t, tt.in, err, ElsewhereError{Namespace: now.Net + 1, Journal: filepath.Join(dir, "journal")})
+			isElsewhere(t, tt.in, err, ElsewhereError{Namespace: tt.of, Journal: filepath.Join(dir, "journal")})
 			continue
 		}
 		if err != nil || len(j.entries) != 1 {

@@ -233,6 +233,26 @@ func TestForwardingOfANewRouterStays(t *testing.T) {
 	}
 }
 
+// TestForwardingFoundElsewhereIsVoid: what was found in another network namespace,
+// or before a boot, is no state to go back to. Earlier versions named no namespace.
+func TestForwardingFoundElsewhereIsVoid(t *testing.T) {
+	for boot, want := range map[string]string{"boot/1": "0", "boot": "0", "boot/2": "1", "earlier/1": "1"} {
+		f, dir := newFake(), t.TempDir()
+		killed := &claims{boot: boot, dir: dir, held: map[string]*os.File{}}
+		if err := killed.forward(f, "eth1"); err != nil {
+			t.Fatal(err)
+		}
+		killed.drop("eth1")
+		next := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
+		if swept, err := next.sweep(f, "eth1"); err != nil || swept != (want == "0") {
+			t.Errorf("%s: swept %v, %v", boot, swept, err)
+		}
+		if got := f.sysctls[forwardingKey("eth1")]; got != want {
+			t.Errorf("%s: forwarding %s, want %s", boot, got, want)
+		}
+	}
+}
+
 func TestJournalSurvives(t *testing.T) {
 	valid := `{"v":1,"seq":1,"undo":{"op":"del-links","arg":{"group":1,"names":["vmrx"]}}}` + "\n"
 	tests := []struct {

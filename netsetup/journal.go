@@ -139,7 +139,7 @@ func (j *journal) replay(e entry) error {
 // this one; nil also where nothing says so.
 func (j *journal) elsewhere() *place {
 	for _, e := range j.entries {
-		if e.In != nil && e.In.Net != j.in.Net {
+		if e.In != nil && !e.In.sameNet(j.in) {
 			return e.In
 		}
 	}

@@ -259,7 +259,7 @@ func (k *keeper) refuses(who peer, r request) string {
 // dies. Guests start none, and are served wherever they are.
 func (k *keeper) elsewhere(who peer, r request) error {
 	now := k.journal.in
-	if r.In == nil || r.In.Net == now.Net || !who.trusted() {
+	if r.In == nil || r.In.sameNet(now) || !who.trusted() {
 		return nil
 	}
 	e := &ElsewhereError{Namespace: now.Net}

@@ -204,7 +204,7 @@ func TestLibvirtIsSwept(t *testing.T) {
 	for _, seen := range []bool{true, false} {
 		f, dir := newFake(), t.TempDir()
 		before := f.state()
-		killed := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
+		killed := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
 		if err := killed.joinLibvirt(f, joinDefault); err != nil {
 			t.Fatal(err)
 		}
@@ -217,11 +217,17 @@ func TestLibvirtIsSwept(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		next := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
+		next := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
 		if line, err := next.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
 			t.Errorf("swept while somebody uses it: %q, %v", line, err)
 		}
 		killed.drop(libvirtPrefix + defaultUUID)
+		if seen { // else it is an earlier version's, which does not say where it is of
+			other := &claims{boot: "boot/2", dir: dir, held: map[string]*os.File{}}
+			if line, err := other.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
+				t.Errorf("swept in another network namespace: %q, %v", line, err)
+			}
+		}
 		line, err := next.sweepFile(f, libvirtPrefix+defaultUUID)
 		if err != nil || line != "stopped libvirt's network default" {
 			t.Errorf("sweep: %q, %v", line, err)

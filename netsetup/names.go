@@ -122,14 +122,6 @@ func netsFolder(runtime string) string { return filepath.Join(runtime, "nets") }
 
 // hostFolder holds what is one per host and network namespace, whatever the
 // instance: all of root's instances meet below /run.
-func hostFolder(runtime string) (string, error) {
-	now, err := here()
-	if err != nil {
-		return "", err
-	}
-	return now.hostFolder(runtime), nil
-}
-
 func (p place) hostFolder(runtime string) string {
 	base := runtime
 	if fi, err := os.Stat("/run"); err == nil && syscall.Access("/run", 2) == nil && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {

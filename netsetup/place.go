@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,17 +18,49 @@ import (
 // place is where a process is, by the inodes of its namespaces. What it does to
 // the host's network it does there, and only from there can it be undone.
 type place struct {
-	Net uint64 `json:"net"` // of networks: links, addresses, rules
-	PID uint64 `json:"pid"` // of processes: who is in sight in /proc
+	Net    uint64 `json:"net"`              // of networks: links, addresses, rules
+	PID    uint64 `json:"pid"`              // of processes: who is in sight in /proc
+	Cookie uint64 `json:"cookie,omitempty"` // of networks, too, and of no other until the next boot; 0: unknown
+}
+
+// sameNet tells whether two places are in one network namespace.
+func (p place) sameNet(q place) bool { return p.Net == q.Net && !p.replacedBy(q) }
+
+// replacedBy tells whether q is in a later network namespace, which has got the
+// inode of one that is gone.
+func (p place) replacedBy(q place) bool {
+	return p.Net == q.Net && p.Cookie != q.Cookie && p.Cookie != 0 && q.Cookie != 0
 }
 
 // here is the place of this process: of the thread, since one that others are
 // locked to may be anywhere.
 func here() (p place, err error) {
-	if p.Net, err = inodeOf("/proc/thread-self/ns/net"); err == nil {
-		p.PID, err = inodeOf("/proc/thread-self/ns/pid")
+	if p.Net, err = inodeOf("/proc/thread-self/ns/net"); err != nil {
+		return p, err
 	}
+	if p.PID, err = inodeOf("/proc/thread-self/ns/pid"); err != nil {
+		return p, err
+	}
+	p.Cookie, err = netCookie()
 	return p, err
+}
+
+// netCookie is the number of this network namespace that no other one gets
+// (SO_NETNS_COOKIE of linux/net/core/sock.c); 0 before Linux 5.14.
+func netCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("look up namespace: %w", os.NewSyscallError("socket", err))
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	switch {
+	case errors.Is(err, unix.ENOPROTOOPT):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("look up namespace: %w", os.NewSyscallError("getsockopt", err))
+	}
+	return cookie, nil
 }
 
 func inodeOf(namespace string) (uint64, error) {
@@ -50,10 +84,51 @@ const passes = 5
 
 // way is a file that leads into a network namespace: one that it is mounted on, or
 // of a process that is in it, has it open or sees it mounted. Gone says that there
-// is none: the kernel has taken the namespace away, with all that was in it. Where
-// somebody could not be looked at it is not gone, although no way is found, unless
-// it was of a session or container that is out of sight and takes it along.
+// is none: the kernel has taken the namespace away, with all that was in it, and
+// may have given its inode to a later one. Where somebody could not be looked at it
+// is not gone, although no way is found, unless it was of a session or container
+// that is out of sight and takes it along.
 func (p place) way() (path string, gone bool) {
+	now, err := here()
+	if err == nil && p.replacedBy(now) {
+		return "", true
+	}
+	path, gone = p.wayByInode()
+	if path != "" && p.Cookie != 0 && p.replacedAt(path) {
+		return "", true
+	}
+	return path, gone
+}
+
+// replacedAt is replacedBy for where a path leads; false also where this process
+// may not go.
+func (p place) replacedAt(path string) (replaced bool) {
+	there, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer there.Close()
+	var visit sync.WaitGroup
+	visit.Go(func() {
+		runtime.LockOSThread()
+		away := false
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err == nil && unix.Setns(int(there.Fd()), unix.CLONE_NEWNET) == nil {
+			now, err := here()
+			replaced = err == nil && p.replacedBy(now)
+			away = unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) != nil
+		}
+		home.Close()
+		if !away { // else the thread ends
+			runtime.UnlockOSThread()
+		}
+	})
+	visit.Wait()
+	return replaced
+}
+
+// wayByInode is way without the cookie.
+func (p place) wayByInode() (path string, gone bool) {
 	name := fmt.Sprintf("net:[%d]", p.Net)
 	path, err := mountedOn("/proc/self", name)
 	if path != "" || err != nil {

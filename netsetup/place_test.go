@@ -50,13 +50,20 @@ func enter(path string) (back func()) {
 	}
 }
 
+// placeAt is the place of this process, were it in a network namespace.
+func placeAt(path string) place {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer enter(path)()
+	return must(here())
+}
+
 // TestWay finds each way into a network namespace, and that it is gone without
 // any.
 func TestWay(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	now := must(here())
 	for what, open := range map[string]func(t *testing.T, pid int) (way string, close func()){
 		"none": func(*testing.T, int) (string, func()) { return "", func() {} },
 		"mount": func(t *testing.T, pid int) (string, func()) {
@@ -95,7 +102,7 @@ func TestWay(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			pid, end := sitter(t, unix.CLONE_NEWNET, "true")
 			in := fmt.Sprintf("/proc/%d/ns/net", pid)
-			p := place{Net: must(inodeOf(in)), PID: now.PID}
+			p := placeAt(in)
 			if way, gone := p.way(); way != in || gone {
 				t.Errorf("way %q, gone %v; want %q", way, gone, in)
 			}

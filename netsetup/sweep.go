@@ -291,11 +291,11 @@ func settleFolder(dir string) error {
 
 // sweepClaims restores forwarding that no living network needs.
 func sweepClaims(h Host) ([]string, error) {
-	dir, err := hostFolder(h.Runtime)
+	c, err := claimsHere(h.Runtime)
 	if err != nil {
 		return nil, err
 	}
-	files, err := os.ReadDir(dir)
+	files, err := os.ReadDir(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -314,10 +314,6 @@ func sweepClaims(h Host) ([]string, error) {
 		return nil, err
 	}
 	defer real.close()
-	c, err := claimsIn(dir)
-	if err != nil {
-		return nil, err
-	}
 	var report []string
 	var errs []error
 	for _, f := range files {
