@@ -161,6 +161,9 @@ func (u *raising) one(ctx context.Context, spec netsetup.Spec) (r raised, err er
 		return r, err
 	}
 	report, err := netsetup.Inspect(ctx, u.host, spec.Name, spec.Dir)
+	if errors.As(err, new(*netsetup.NotFoundError)) {
+		return r, fmt.Errorf("bring network %s up: somebody has taken it down again", spec.Name)
+	}
 	if err != nil {
 		return r, err
 	}
