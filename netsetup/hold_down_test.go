@@ -3,6 +3,7 @@ package netsetup
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -206,6 +207,32 @@ func TestHolderKilledWithKeeper(t *testing.T) {
 				t.Errorf("down: %v", err)
 			}
 		})
+	}
+}
+
+// TestDownOfADeadHoldersMark: a mark that outlived its holder, since somebody asked
+// for the hold while the network was undone, is no network that goes down.
+func TestDownOfADeadHoldersMark(t *testing.T) {
+	h, ctx := testHost(t), context.Background()
+	dir := filepath.Join(netsFolder(h.Runtime), "lan")
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	for _, lives := range []bool{false, true} { // whether the holder is only late
+		asking := must(lockHold(dir))
+		if err := errors.Join(holdMark{ID: "a"}.save(dir), settleHold(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if !lives {
+			asking.Close()
+		}
+		if err := Down(ctx, h, "lan", ""); errors.As(err, new(*NotFoundError)) == lives || lives && err != nil {
+			t.Errorf("lives %v: down: %v", lives, err)
+		}
+		if exists(filepath.Join(dir, holdName)) {
+			t.Errorf("lives %v: its mark is still there", lives)
+		}
+		asking.Close()
 	}
 }
 

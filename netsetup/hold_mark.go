@@ -112,8 +112,9 @@ func drainDead(ctx context.Context, dir string) (held, alive bool, err error) {
 	}
 	defer lock.Close()
 	held, err = drainHold(dir)
-	if err == nil && !hasJournal(dir) {
-		err = settleHold(dir)
+	if err != nil || hasJournal(dir) {
+		return held, false, err
 	}
-	return held, false, err
+	dead, err := holderDead(dir) // somebody who only asked may have kept its mark
+	return held && !dead, false, errors.Join(err, settleHold(dir))
 }
