@@ -106,8 +106,7 @@ func execHolder(h Host, dir string, order []byte, report *os.File) (*exec.Cmd, e
 	if err := closeOnExec(); err != nil {
 		return nil, err
 	}
-	argv := scoped(scopeRunner(), "vmrun holder of network "+filepath.Base(dir),
-		[]string{h.Executable, "holder", "--runtime", h.Runtime, "--state", h.State})
+	argv := scoped(scopeRunner(), "vmrun holder of network "+filepath.Base(dir), daemonCommand(h, "holder"))
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = []string{keeperPath}

@@ -59,9 +59,8 @@ func flagsOf(args []string) map[string]string {
 }
 
 func keepHold(args []string) error {
-	flags := flagsOf(args)
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	return KeepHold(context.Background(), Host{Executable: os.Args[0], Runtime: flags["runtime"], State: flags["state"], Log: log})
+	h, _ := daemonHost(args)
+	return KeepHold(context.Background(), h)
 }
 
 func keep(args []string) error {

@@ -126,11 +126,17 @@ func scopeRunner() string {
 // and leaves inherited descriptors open (systemd-run.1).
 func keeperCommand(h Host, dir, scopeRunner string) []string {
 	network := filepath.Base(dir)
-	argv := []string{h.Executable, "keeper", "--runtime", h.Runtime, "--state", h.State, "--network", network}
+	return scoped(scopeRunner, "vmrun network "+network, daemonCommand(h, "keeper", "--network", network))
+}
+
+// daemonCommand is the command line of a process that does as its starter would:
+// none of them inherits the environment.
+func daemonCommand(h Host, name string, args ...string) []string {
+	argv := append([]string{h.Executable, name, "--runtime", h.Runtime, "--state", h.State}, args...)
 	if h.Firewall != "" {
 		argv = append(argv, "--firewall", h.Firewall)
 	}
-	return scoped(scopeRunner, "vmrun network "+network, argv)
+	return argv
 }
 
 // scoped is a command line with what gives it a scope of its own.

@@ -29,5 +29,6 @@ func newHolderCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&h.Runtime, "runtime", "", "folder of running state")
 	c.Flags().StringVar(&h.State, "state", "", "folder of lasting state")
+	firewallFlag(c, &h)
 	return c
 }

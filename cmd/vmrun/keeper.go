@@ -30,7 +30,7 @@ func newKeeperCommand() *cobra.Command {
 		},
 	}
 	daemonFlags(c, &h, &network)
-	c.Flags().StringVar(&h.Firewall, "firewall", "", "what carries the rules of a network that leaves it open")
+	firewallFlag(c, &h)
 	return c
 }
 
@@ -59,4 +59,8 @@ func daemonFlags(c *cobra.Command, h *netsetup.Host, network *string) {
 	c.Flags().StringVar(&h.Runtime, "runtime", "", "folder of running state")
 	c.Flags().StringVar(&h.State, "state", "", "folder of lasting state")
 	c.Flags().StringVar(network, "network", "", "the network's folder")
+}
+
+func firewallFlag(c *cobra.Command, h *netsetup.Host) {
+	c.Flags().StringVar(&h.Firewall, "firewall", "", "what carries the rules of a network that leaves it open")
 }
