@@ -1,10 +1,13 @@
 package netsetup
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 )
 
 // Step is one line of a plan as people read it.
@@ -18,7 +21,8 @@ type Plan struct {
 	Network string     `json:"network"`
 	Bridge  string     `json:"bridge"`
 	Subnet  string     `json:"subnet,omitempty"`
-	Steps   []Step     `json:"steps"` // done once, by the first member
+	Up      bool       `json:"up,omitempty"` // it is up by now: ports join it as it is
+	Steps   []Step     `json:"steps"`        // done once, by the first member; none where it is up
 	Ports   []PortPlan `json:"ports"`
 
 	Warnings []string `json:"warnings,omitempty"` // for people: who may stop what the network lets pass
@@ -41,10 +45,40 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 	if err != nil {
 		return Plan{}, fmt.Errorf("plan network %s: %w", spec.Name, err)
 	}
-	p := Plan{Network: spec.Name, Bridge: r.Link, Steps: texts(steps)}
+	p := newPlan(r, n, ports)
+	p.Steps = texts(steps)
 	if r.Backend != "" {
 		p.Warnings = ruleWarnings(spec, r.Backend, facts)
 	}
+	return p, nil
+}
+
+// NewJoinPlan says what Attach would do for ports on a network that is up, and is
+// nil where it is not: NewPlan knows of none but the first member. A *ConflictError
+// says that the network runs with another definition. Nothing is changed.
+func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, instance string) (*Plan, error) {
+	dir := filepath.Join(netsFolder(h.Runtime), spec.folder())
+	r, err := inspect(ctx, dir, true)
+	if errors.As(err, new(*NotFoundError)) || err == nil && r.State == KeeperGone {
+		return nil, nil
+	}
+	saved := savedSpec{}
+	if err == nil {
+		saved, err = loadSpec(filepath.Join(dir, specName))
+	}
+	if err == nil {
+		err = saved.Network.Spec.unlike(spec)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("plan network %s: %w", spec.Name, err)
+	}
+	p := newPlan(saved.Network, newNames(instance, spec), ports)
+	p.Up = true
+	return &p, nil
+}
+
+func newPlan(r Resolved, n names, ports []PortSpec) Plan {
+	p := Plan{Network: r.Name, Bridge: r.Link, Steps: []Step{}}
 	if r.Subnet.IsValid() {
 		p.Subnet = r.Subnet.String()
 	}
@@ -52,7 +86,7 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 		p.Ports = append(p.Ports, PortPlan{VM: port.VM, NIC: port.NIC, MAC: port.MAC,
 			Link: n.tap(port), Steps: texts(planPort(r, n, port))})
 	}
-	return p, nil
+	return p
 }
 
 func texts(steps []step) []Step {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,7 +34,7 @@ func newPlanCommand() *cobra.Command {
 			"changed. Without root the steps of networks are left out.",
 		Args: usageArgs(oneFile),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := newLaunchPlan(args[0])
+			p, err := newLaunchPlan(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -48,7 +49,7 @@ func newPlanCommand() *cobra.Command {
 	return cmd
 }
 
-func newLaunchPlan(file string) (*launchPlan, error) {
+func newLaunchPlan(ctx context.Context, file string) (*launchPlan, error) {
 	profile, err := profiles.Load(file)
 	if err != nil {
 		return nil, err
@@ -62,12 +63,12 @@ func newLaunchPlan(file string) (*launchPlan, error) {
 		return nil, err
 	}
 	p := &launchPlan{Plan: plan, Networks: []netsetup.Plan{}, Command: plan.Command(host)}
-	return p, p.planNetworks(host)
+	return p, p.planNetworks(ctx, host)
 }
 
 // planNetworks plans each network that NICs join, with all their ports on it.
 // Most of what it takes to know of the host only root is told.
-func (p *launchPlan) planNetworks(host vm.Host) error {
+func (p *launchPlan) planNetworks(ctx context.Context, host vm.Host) error {
 	var specs []netsetup.Spec
 	ports := map[netsetup.Spec][]netsetup.PortSpec{}
 	for _, nic := range p.NICs {
@@ -87,9 +88,14 @@ func (p *launchPlan) planNetworks(host vm.Host) error {
 		return p.unknown(err, host)
 	}
 	for _, spec := range specs {
-		n, err := netsetup.NewPlan(spec, ports[spec], instance, facts)
+		n, err := netsetup.NewJoinPlan(ctx, networkHost(host), spec, ports[spec], instance)
+		if n == nil && err == nil {
+			var first netsetup.Plan
+			first, err = netsetup.NewPlan(spec, ports[spec], instance, facts)
+			n = &first
+		}
 		if err == nil {
-			p.Networks = append(p.Networks, n)
+			p.Networks = append(p.Networks, *n)
 		} else if err := p.unknown(err, host); err != nil {
 			return err
 		}
@@ -171,9 +177,12 @@ func printNetwork(b *strings.Builder, n netsetup.Plan) {
 	if n.Subnet != "" {
 		fmt.Fprintf(b, ", %s", n.Subnet)
 	}
-	if len(n.Steps) == 0 {
+	switch {
+	case n.Up:
+		b.WriteString(", which is up\n")
+	case len(n.Steps) == 0:
 		b.WriteString(", which is the host's own\n")
-	} else {
+	default:
 		b.WriteString(", set up by its first member\n")
 	}
 	for _, text := range n.Warnings {
