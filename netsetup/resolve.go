@@ -202,6 +202,9 @@ func (r *Resolved) chooseAddresses() {
 	}
 	if !r.PoolFirst.IsValid() {
 		r.PoolFirst = r.Subnet.Masked().Addr().Next()
+		if r.PoolFirst == r.Address.Addr() {
+			r.PoolFirst = r.PoolFirst.Next()
+		}
 		r.PoolLast = lastAddr(r.Subnet).Prev()
 	}
 }
