@@ -107,6 +107,9 @@ func TestStranger(t *testing.T) {
 	if out := stranger.does(order{Do: "inspect", Spec: specs()["nat"]}); !strings.Contains(out.Err, "root runs it for group 7000") {
 		t.Errorf("inspect: %q", out.Err)
 	}
+	if out := stranger.does(order{Do: "down", Spec: specs()["nat"]}); out.Err != "take network lan down: only root can take the network down" {
+		t.Errorf("down: %q", out.Err)
+	}
 	absent := guestPort(1)
 	absent.Spec.Name = "other"
 	absent.Spec.Shared = true

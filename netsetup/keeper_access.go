@@ -247,7 +247,7 @@ func (k *keeper) refuses(who peer, r request) string {
 	case r.Hold != nil:
 		return "only root can hold a network up"
 	case r.Down:
-		return "only root can take the network down"
+		return onlyRootTakesDown
 	case k.held != nil && k.held.draining && r.Attach != nil:
 		return "the network is going down"
 	}
@@ -268,3 +268,6 @@ func (k *keeper) elsewhere(who peer, r request) error {
 	}
 	return e
 }
+
+// onlyRootTakesDown is what members of its group and strangers hear alike.
+const onlyRootTakesDown = "only root can take the network down"

@@ -29,7 +29,7 @@ type puppet struct {
 
 // order is one thing for a puppet to do.
 type order struct {
-	Do   string // attach, close, inspect, dial, send, receive, hang up, leak, frame, persist, mac
+	Do   string // attach, close, inspect, down, dial, send, receive, hang up, leak, frame, persist, mac
 	At   int    // the number of the port or connection, from 0
 	Spec Spec
 	Port PortSpec
@@ -186,6 +186,8 @@ func (b *body) do(o order) (outcome, error) {
 	case "inspect":
 		r, err := Inspect(context.Background(), puppetHost, "lan", o.Spec.Dir)
 		return outcome{At: len(r.Members)}, err
+	case "down":
+		return outcome{}, Down(context.Background(), puppetHost, "lan", o.Spec.Dir)
 	case "dial":
 		c, err := dialKeeper(puppetNet())
 		b.conns = append(b.conns, c)

@@ -304,6 +304,9 @@ func down(ctx context.Context, h Host, dir string) (again bool, err error) {
 	if nobodyListens(err) {
 		return downDead(ctx, h, dir)
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = errors.New(onlyRootTakesDown)
+	}
 	if err != nil {
 		return false, fmt.Errorf("take network %s down: %w", name, err)
 	}
