@@ -195,6 +195,28 @@ func TestUpAndDownTwice(t *testing.T) {
 	leftNothing(t, h, before, hostState)
 }
 
+// TestInspectCutShort: whoever is told to end in the middle says so, not what
+// became of the connection.
+func TestInspectCutShort(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h, spec := testHost(t), specs()["nat"]
+	if err := StartHolder(context.Background(), h, spec, nil); err != nil {
+		t.Fatal(err)
+	}
+	told := errors.New("told to end")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(told)
+	if _, err := Inspect(ctx, h, "lan", spec.Dir); !errors.Is(err, told) {
+		t.Errorf("inspect: %v", err)
+	}
+	if err := Down(context.Background(), h, "lan", spec.Dir); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestHolderKilled: a network without a VM goes with its holder.
 func TestHolderKilled(t *testing.T) {
 	if !inNamespaces(t) {

@@ -204,6 +204,8 @@ func inspect(ctx context.Context, dir string, brief bool) (Report, error) {
 			answer, err = receiveAnswer(conn)
 		}
 		switch {
+		case ctx.Err() != nil:
+			return Report{}, context.Cause(ctx)
 		case hungUp(err): // it has just ended
 			return readDead(dir)
 		case err != nil:
