@@ -38,7 +38,7 @@ func (h *host) background(t *testing.T, profile, name string) {
 // within waits for the end of a call that may take long.
 func (m *machine) within(t *testing.T, limit time.Duration) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit*time.Duration(slowness()))
+	ctx, cancel := context.WithTimeout(t.Context(), sandbox.Slowed(limit))
 	defer cancel()
 	select {
 	case <-m.done:

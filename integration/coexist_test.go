@@ -96,7 +96,7 @@ func (m *machine) asksUntil(t *testing.T, address string) time.Duration {
 		switch took := time.Since(began); {
 		case got[1] == "yes":
 			return took
-		case took > comesBack*time.Duration(slowness()):
+		case took > sandbox.Slowed(comesBack):
 			t.Errorf("the guest does not reach %s, after %v", address, took)
 			return took
 		}
@@ -106,7 +106,7 @@ func (m *machine) asksUntil(t *testing.T, address string) time.Duration {
 // eventually waits until a condition on a host's links holds.
 func (h *host) eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	if !h.until(t, time.After(patience*time.Duration(slowness())), holds) {
+	if !h.until(t, time.After(sandbox.Slowed(patience)), holds) {
 		t.Fatalf("waited in vain: %s", what)
 	}
 }

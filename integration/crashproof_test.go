@@ -85,7 +85,7 @@ func trafficOutlivesKeeper(t *testing.T, h *host, lan *world.LAN, backend string
 		stood = max(stood, s.gap)
 	}
 	forwarded.end(t)
-	if forwarded.gap-stood > adoptionLimit*time.Duration(slowness()) {
+	if forwarded.gap-stood > sandbox.Slowed(adoptionLimit) {
 		t.Errorf("%s: interrupted for %v, where the machine stood still for %v at most", forwarded.name, forwarded.gap, stood)
 	}
 	leave(t, a, b)
@@ -95,7 +95,7 @@ func trafficOutlivesKeeper(t *testing.T, h *host, lan *world.LAN, backend string
 // have found the next one by themselves.
 func (h *host) membersReturn(t *testing.T, spec netsetup.Spec, members int) {
 	t.Helper()
-	killed, slow := time.Now(), time.Duration(slowness())
+	killed := time.Now()
 	for {
 		r, err := netsetup.Inspect(t.Context(), h.netHost(), spec.Name, spec.Dir)
 		took := time.Since(killed)
@@ -108,11 +108,11 @@ func (h *host) membersReturn(t *testing.T, spec netsetup.Spec, members int) {
 		switch {
 		case err == nil && back == members:
 			t.Logf("%d members are back after %v", back, took)
-			if feature.Long() && took > adoptionLimit*slow {
+			if feature.Long() && took > sandbox.Slowed(adoptionLimit) {
 				t.Errorf("%d members are back after %v, want %v", back, took, adoptionLimit)
 			}
 			return
-		case took > patience*slow:
+		case took > sandbox.Slowed(patience):
 			t.Fatalf("of %d members %d are back after %v: %v", members, back, took, err)
 		}
 	}

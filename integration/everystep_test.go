@@ -234,7 +234,7 @@ var complaint = regexp.MustCompile(`vmrun: (warning: )?(lost|leave|undo|launch|a
 // awaitStop waits until the point is reached and returns the process that is there.
 func (s *stepper) awaitStop(t *testing.T, k killing) (pid int) {
 	t.Helper()
-	if err := s.reached.SetReadDeadline(time.Now().Add(patience * time.Duration(slowness()))); err != nil {
+	if err := s.reached.SetReadDeadline(time.Now().Add(sandbox.Slowed(patience))); err != nil {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(s.reached).ReadString('\n')

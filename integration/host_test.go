@@ -26,7 +26,7 @@ func restoreLimit() time.Duration {
 	if !feature.Long() {
 		limit *= 10
 	}
-	return limit * time.Duration(slowness())
+	return sandbox.Slowed(limit)
 }
 
 // host is a machine that vmrun runs on.
@@ -274,18 +274,4 @@ func (h *host) killStrangers(t *testing.T, before state, spared ...string) {
 			}
 		}
 	}
-}
-
-// slowness is by how much everything takes longer here than elsewhere.
-func slowness() int {
-	text, err := os.ReadFile("/proc/cpuinfo")
-	switch {
-	case err != nil:
-		return 1
-	case strings.Contains(string(text), "User Mode Linux"):
-		return 7
-	case strings.Contains(string(text), "QEMU TCG CPU"):
-		return 30
-	}
-	return 1
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vmrun/vmrun/integration/internal/sandbox"
 )
 
 // patience is how long a guest may take for any one step.
@@ -103,7 +105,7 @@ func (m *machine) exit(t *testing.T) int {
 	t.Helper()
 	select {
 	case <-m.done:
-	case <-time.After(patience * time.Duration(slowness())):
+	case <-time.After(sandbox.Slowed(patience)):
 		t.Fatal("vmrun does not end")
 	}
 	if errors.Is(m.err, exec.ErrWaitDelay) {
@@ -172,7 +174,7 @@ func (x *transcript) wake() {
 
 func (x *transcript) expect(t *testing.T, pattern string, limit time.Duration) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit*time.Duration(slowness()))
+	ctx, cancel := context.WithTimeout(t.Context(), sandbox.Slowed(limit))
 	defer cancel()
 	match, err := x.next(ctx, regexp.MustCompile(pattern))
 	if err != nil {

@@ -41,7 +41,7 @@ func newOutside(t *testing.T, h *host, subnet string) (lan *world.LAN, neighbour
 // reaches fetches from an address within a namespace, with two seconds for it.
 func reaches(t *testing.T, ns *sandbox.Namespace, address string) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second*time.Duration(slowness()))
+	ctx, cancel := context.WithTimeout(t.Context(), sandbox.Slowed(2*time.Second))
 	defer cancel()
 	_, err := world.Fetch(ctx, ns, address)
 	return err

@@ -70,7 +70,7 @@ func (x *tmux) types(t *testing.T, line string) {
 func (x *tmux) shows(t *testing.T, pattern string) {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
-	for end := time.Now().Add(patience * time.Duration(slowness())); !re.MatchString(x.tmux(t, "capture-pane", "-p")); {
+	for end := time.Now().Add(sandbox.Slowed(patience)); !re.MatchString(x.tmux(t, "capture-pane", "-p")); {
 		if time.Now().After(end) {
 			t.Fatalf("the terminal never shows %q", pattern)
 		}

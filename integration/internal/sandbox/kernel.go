@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,10 +26,11 @@ const (
 
 // job is what another kernel is to run.
 type job struct {
-	Dir     string // working folder of the tests
-	Env     []string
-	Modules string // the folder that holds one with the kernel's version for a name
-	Legacy  bool   // whether iptables is to be the legacy one
+	Dir      string // working folder of the tests
+	Env      []string
+	Slowness int    // see Slowed
+	Modules  string // the folder that holds one with the kernel's version for a name
+	Legacy   bool   // whether iptables is to be the legacy one
 }
 
 // Run8021Q is Run on a kernel that has 802.1Q: this one where it does, else
@@ -101,6 +103,15 @@ func bootWords(t *testing.T, j job, limit time.Duration, args ...string) (words 
 	return slices.Concat(words, args, testArgs(t, limit)), nil
 }
 
+// Slowed is a limit, or what it is where everything takes longer.
+func Slowed(limit time.Duration) time.Duration {
+	times, err := strconv.Atoi(os.Getenv(slownessVariable))
+	if err != nil {
+		return limit
+	}
+	return limit * time.Duration(times)
+}
+
 // initKernel is process 1 under another kernel.
 func initKernel() error {
 	code, err := runJob(os.Getenv(jobVariable))
@@ -126,7 +137,8 @@ func runJob(file string) (int, error) {
 	if err := os.Chdir(j.Dir); err != nil {
 		return 1, fmt.Errorf("enter folder of the tests: %w", err)
 	}
-	env := append(j.Env, roleVariable+"="+roleGuest, testVariable+"="+os.Getenv(testVariable))
+	env := append(j.Env, roleVariable+"="+roleGuest, testVariable+"="+os.Getenv(testVariable),
+		slownessVariable+"="+strconv.Itoa(j.Slowness))
 	return supervise(os.Args, env)
 }
 

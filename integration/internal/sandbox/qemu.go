@@ -57,7 +57,7 @@ func qemuCommand(t *testing.T) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find test binary: %w", err)
 	}
-	words, err := bootWords(t, job{Modules: filepath.Dir(debian.Modules)}, qemuLimit, binary)
+	words, err := bootWords(t, job{Slowness: 30, Modules: filepath.Dir(debian.Modules)}, qemuLimit, binary)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func qemuCommand(t *testing.T) (*exec.Cmd, error) {
 	t.Cleanup(cancel)
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "pc,accel=tcg,memory-backend=memory", "-cpu", "max", "-smp", "2", "-m", "2G",
+		"-machine", "pc,accel=tcg,memory-backend=memory", "-cpu", "qemu64", "-smp", "2", "-m", "2G",
 		"-object", "memory-backend-memfd,id=memory,size=2G,share=on", // which virtiofsd maps
 		"-chardev", "socket,id=root,path="+socket, "-device", "vhost-user-fs-pci,chardev=root,tag=root",
 		"-serial", "stdio", "-kernel", debian.Image, "-initrd", initrd,

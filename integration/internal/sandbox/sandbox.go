@@ -22,9 +22,10 @@ import (
 
 // What a re-executed test binary has to do is told by its environment.
 const (
-	roleVariable = "VMRUN_SANDBOX"      // one of the roles below; unset: the test as the user started it
-	jobVariable  = "VMRUN_SANDBOX_JOB"  // kernel: file with the job; enter: the mounts
-	testVariable = "VMRUN_SANDBOX_TEST" // test: the one whose body runs
+	roleVariable     = "VMRUN_SANDBOX"          // one of the roles below; unset: the test as the user started it
+	slownessVariable = "VMRUN_SANDBOX_SLOWNESS" // see Slowed
+	jobVariable      = "VMRUN_SANDBOX_JOB"      // kernel: file with the job; enter: the mounts
+	testVariable     = "VMRUN_SANDBOX_TEST"     // test: the one whose body runs
 
 	roleInit   = "init"   // process 1 of a sandbox
 	roleTest   = "test"   // the test itself, inside

@@ -48,7 +48,7 @@ func umlMissing() error {
 }
 
 func umlCommand(t *testing.T) (*exec.Cmd, error) {
-	words, err := bootWords(t, job{Modules: umlModules, Legacy: true}, umlLimit)
+	words, err := bootWords(t, job{Slowness: 7, Modules: umlModules, Legacy: true}, umlLimit)
 	if err != nil {
 		return nil, err
 	}
