@@ -259,15 +259,18 @@ func TestJournalSurvives(t *testing.T) {
 		name, text string
 		entries    int
 		refuses    string // who wrote it; "": it is read
+		damaged    bool   // it may have listed more
 	}{
-		{"empty", "", 0, ""},
-		{"torn", valid + `{"v":1,"seq":2,"und`, 1, ""},
-		{"crossed out", valid + `{"v":1,"seq":2,"done":1}` + "\n", 0, ""},
-		{"binary", "\x00\x01\x02\n" + valid, 1, ""},
-		{"foreign", `{"hello": "world"}` + "\n" + valid, 1, ""},
-		{"later version", `{"v":2,"by":"vmrun v9.9","seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "vmrun v9.9"},
-		{"unknown operation", `{"v":1,"by":"vmrun v9.9","seq":1,"undo":{"op":"rm-rf","arg":{}}}` + "\n", 0, "vmrun v9.9"},
-		{"unknown writer", `{"v":2,"seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "another version of vmrun"},
+		{"empty", "", 0, "", true},
+		{"torn", valid + `{"v":1,"seq":2,"und`, 1, "", false},
+		{"torn before the next keeper", `{"v":1,"seq":2,"und` + "\n" + valid, 1, "", false},
+		{"torn at once", valid + "{", 1, "", false},
+		{"crossed out", valid + `{"v":1,"seq":2,"done":1}` + "\n", 0, "", false},
+		{"binary", "\x00\x01\x02\n" + valid, 1, "", true},
+		{"foreign", `{"hello": "world"}` + "\n" + valid, 1, "", true},
+		{"later version", `{"v":2,"by":"vmrun v9.9","seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "vmrun v9.9", false},
+		{"unknown operation", `{"v":1,"by":"vmrun v9.9","seq":1,"undo":{"op":"rm-rf","arg":{}}}` + "\n", 0, "vmrun v9.9", false},
+		{"unknown writer", `{"v":2,"seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "another version of vmrun", false},
 	}
 	for _, tt := range tests {
 		dir := t.TempDir()
@@ -281,6 +284,9 @@ func TestJournalSurvives(t *testing.T) {
 		}
 		if err == nil && len(j.entries) != tt.entries {
 			t.Errorf("%s: %d entries, want %d", tt.name, len(j.entries), tt.entries)
+		}
+		if err == nil && j.damaged != tt.damaged {
+			t.Errorf("%s: damaged %v", tt.name, j.damaged)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -30,6 +31,7 @@ type journal struct {
 	by      string // who writes, for whoever can't read it later
 	next    int
 	entries []entry // not undone yet, oldest first
+	damaged bool    // what it listed may be more: a line is foreign, or all is gone
 	log     *slog.Logger
 }
 
@@ -79,7 +81,7 @@ func openJournal(dir string, log *slog.Logger) (*journal, error) {
 
 // readJournal reads what is left to undo. Lines that were torn by a crash are
 // skipped: their step was never done. So are those that are no entries of any
-// version.
+// version, but the journal counts as damaged then.
 func readJournal(dir string, log *slog.Logger) (*journal, error) {
 	in, err := here()
 	if err != nil {
@@ -97,6 +99,7 @@ func (j *journal) read() error {
 	if err != nil {
 		return fmt.Errorf("read journal: %w", err)
 	}
+	j.damaged = len(text) == 0 // who opens it writes a line at once
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -106,6 +109,7 @@ func (j *journal) read() error {
 		var e entry
 		if json.Unmarshal(lines.Bytes(), &e) != nil || e.Version == 0 {
 			j.log.Warn("skipped a line that is torn or foreign", "journal", j.path)
+			j.damaged = j.damaged || !isTorn(lines.Bytes())
 			continue
 		}
 		if err := j.replay(e); err != nil {
@@ -113,6 +117,13 @@ func (j *journal) read() error {
 		}
 	}
 	return lines.Err()
+}
+
+// isTorn tells the beginning of an entry, as a crash leaves it, from what no
+// vmrun wrote.
+func isTorn(line []byte) bool {
+	err := json.NewDecoder(bytes.NewReader(line)).Decode(&entry{})
+	return line[0] == '{' && errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (j *journal) replay(e entry) error {

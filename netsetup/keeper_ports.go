@@ -126,6 +126,9 @@ func (k *keeper) linkExists(name string) bool {
 func (k *keeper) adopt(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if vm, err := k.journal.restore(k.host, k.w); vm != "" || err != nil {
+		k.log.Warn("can't tell all that is left of the last run", "vm", vm, "cause", err) // what is in the way, the plan tells
+	}
 	if len(k.journal.entries) == 0 {
 		return nil
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // Step is one line of a plan as people read it.
@@ -122,7 +124,8 @@ func planNetwork(spec Spec, n names, f Facts) (Resolved, []step, error) {
 	}
 	for _, link := range []string{n.bridge, n.vlan} {
 		if l, ok := f.link(link); ok {
-			return r, nil, conflict("name", "interface %s exists already; vmrun gc removes what a killed run left, ip link del what has no journal any more", l.describe())
+			return r, nil, conflict("name", "interface %s exists already; vmrun gc removes what a killed run left, ip link del %s and %s what has no journal any more",
+				l.describe(), link, firewall.ByHand(r.Backend, n.id))
 		}
 	}
 	return r, networkSteps(r, n, f), nil

@@ -268,6 +268,9 @@ func sweepJournal(h Host, dir string, w *effects) (report []string, orphan strin
 		return nil, "", err
 	}
 	j.by = h.Version
+	if vm, err := j.restore(h, w); vm != "" || err != nil {
+		return nil, vm, errors.Join(err, j.file.Close())
+	}
 	links, err := w.kernel.Links()
 	if err != nil {
 		return nil, "", errors.Join(err, j.file.Close())

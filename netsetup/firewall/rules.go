@@ -7,6 +7,7 @@
 package firewall
 
 import (
+	"fmt"
 	"net/netip"
 )
 
@@ -253,4 +254,12 @@ func (n Network) leaving() Chain {
 	}
 	c.Rules = append(c.Rules, Rule{Then: Drop, Counts: FromGuests})
 	return c
+}
+
+// ByHand says to people what removes the rules of a network that nobody undoes.
+func ByHand(b Backend, id string) string {
+	if b == NFTables {
+		return "nft delete table ip " + Table(id)
+	}
+	return fmt.Sprintf("deleting the chains %s%s-* of %s", chainPrefix, id, b)
 }

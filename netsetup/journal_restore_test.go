@@ -1,0 +1,192 @@
+package netsetup
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// journalDamages are what may become of a journal while its keeper lives.
+var journalDamages = map[string]func(text string) string{
+	"empty":   func(string) string { return "" },
+	"noise":   func(string) string { return strings.Repeat("\x00\xff\n{]", 5000) },
+	"foreign": func(string) string { return `{"hello": "world"}` + "\n" },
+	"middle": func(text string) string { // the first line is the bridge's
+		lines := strings.SplitAfter(strings.TrimLeft(text, "\n"), "\n")
+		lines[1] = "\x00\xff garbage\n"
+		return strings.Join(lines, "")
+	},
+	"bridge": func(text string) string {
+		lines := strings.SplitAfter(strings.TrimLeft(text, "\n"), "\n")
+		lines[0] = strings.Repeat("x", len(lines[0])-1) + "\n"
+		return strings.Join(lines, "")
+	},
+}
+
+// TestDamagedJournal: whatever has become of the journal of a network whose
+// processes were killed, the host is as it was, by whichever way it is undone, and
+// what a stranger has called similarly stays.
+func TestDamagedJournal(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	withEach(t, func(t *testing.T, h Host) {
+		for name, damage := range journalDamages {
+			t.Run(name, func(t *testing.T) { undoesDamaged(t, h, damage) })
+		}
+	})
+}
+
+// undoings are the ways by which what a dead keeper left is undone.
+var undoings = map[string]func(context.Context, Host, Spec) error{
+	"sweep": func(ctx context.Context, h Host, _ Spec) error { _, err := Sweep(ctx, h); return err },
+	"down":  func(ctx context.Context, h Host, s Spec) error { return Down(ctx, h, s.Name, s.Dir) },
+	"use": func(ctx context.Context, h Host, s Spec) error {
+		p, err := Attach(ctx, h, s, testPort())
+		if err != nil {
+			return err
+		}
+		return p.Close()
+	},
+}
+
+func undoesDamaged(t *testing.T, h Host, damage func(string) string) {
+	t.Helper()
+	ctx, spec := context.Background(), specs()["nat"]
+	for way, undo := range undoings {
+		hostState(t)
+		before := hostState(t)
+		m := startMember(t, h, "nat")
+		r := lan(t, h)
+		strangers := []string{r.Bridge[:len(r.Bridge)-1] + "9", "vmrun0"}
+		for _, link := range strangers {
+			ip(t, "link", "add", link, "type", "bridge")
+		}
+		sh(t, "nft add table ip vmrun_stranger")
+		damageJournal(t, h, spec, damage)
+		if err := unix.Kill(m.Process.Pid, unix.SIGSTOP); err != nil { // nobody starts another keeper
+			t.Fatal(err)
+		}
+		kill(t, r.KeeperID)
+		if err := unix.Kill(m.Process.Pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		m.Wait()
+		if err := undo(ctx, h, spec); err != nil {
+			t.Errorf("%s: %v", way, err)
+		}
+		awaitAlone(t)
+		for _, link := range strangers {
+			ip(t, "link", "del", link)
+		}
+		sh(t, "nft delete table ip vmrun_stranger")
+		leftNothing(t, h, before, hostState)
+	}
+}
+
+func damageJournal(t *testing.T, h Host, spec Spec, damage func(string) string) {
+	t.Helper()
+	path := filepath.Join(netsFolder(h.Runtime), spec.folder(), "journal")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(damage(string(text))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDamagedJournalOfALivingVM: a network is not undone under a VM whose port
+// nobody can read any more, nor where nothing tells its names.
+func TestDamagedJournalOfALivingVM(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h, spec := testHost(t), specs()["nat"]
+	m := startMember(t, h, "nat")
+	damageJournal(t, h, spec, journalDamages["noise"])
+	if err := unix.Kill(m.Process.Pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r := lan(t, h)
+	kill(t, r.KeeperID)
+	inUse := hostState(t)
+	if lines, err := Sweep(t.Context(), h); lines != nil || err != nil {
+		t.Errorf("swept %q, %v", lines, err)
+	}
+	if diff := cmp.Diff(inUse, hostState(t)); diff != "" {
+		t.Errorf("undone under a VM:\n%s", diff)
+	}
+	if err := unix.Kill(m.Process.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	m.Wait()
+	dir := filepath.Join(netsFolder(h.Runtime), spec.folder())
+	if err := os.WriteFile(filepath.Join(dir, specName), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := Sweep(t.Context(), h); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, "journal")) {
+			t.Errorf("swept without names: %v", err)
+		}
+	}
+	ip(t, "link", "show", r.Bridge)
+}
+
+// TestDamagedJournalOfATakeover: a bridge that has the host's addresses stays where
+// nothing tells any more how to give them back.
+func TestDamagedJournalOfATakeover(t *testing.T) {
+	in, err := instance(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Host{Runtime: strings.Split(in, "\x00")[0]}
+	spec := specs()["bridge-takeover"]
+	bridge := newNames(in, spec).bridge
+	k, world := fakeKeeper(t)
+	k.network = Resolved{Spec: spec, Link: bridge}
+	if err := k.saveSpec(); err != nil {
+		t.Fatal(err)
+	}
+	k.journal.damaged = true
+	if _, err := k.journal.restore(h, k.w); err != nil {
+		t.Errorf("without a bridge: %v", err)
+	}
+	world.add(Link{Name: bridge, Kind: "bridge"})
+	if _, err := k.journal.restore(h, k.w); err == nil || !strings.Contains(err.Error(), bridge) {
+		t.Errorf("with it: %v", err)
+	}
+	if err := k.journal.record(giveBack{Uplink: "eth1", Bridge: bridge}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.journal.restore(h, k.w); err != nil || len(k.journal.entries) != 1 {
+		t.Errorf("noted what to give back: %v", err)
+	}
+	if _, err := k.journal.restore(Host{Runtime: "/elsewhere"}, k.w); err == nil {
+		t.Error("a network of another instance was taken for ours")
+	}
+}
+
+// TestLeftoverIsNamed: what has no journal is told with its rules.
+func TestLeftoverIsNamed(t *testing.T) {
+	spec := specs()["nat"]
+	n := newNames("test", spec)
+	for backend, want := range map[string]string{
+		"nftables": "ip link del " + n.bridge + " and nft delete table ip vmrun_" + n.id,
+		"iptables": "ip link del " + n.bridge + " and deleting the chains VMR-" + n.id + "-* of iptables",
+	} {
+		f := testFacts()
+		f.Firewall = backends[backend]
+		f.Links = append(f.Links, Link{Name: n.bridge, Kind: "bridge"})
+		if _, _, err := planNetwork(spec, n, f); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want one with %q", backend, err, want)
+		}
+	}
+}
