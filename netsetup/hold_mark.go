@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,8 +18,9 @@ import (
 // after a keeper's death is taken only with its mark, so that what was told to
 // go down while the holder was on its way stays down.
 type holdMark struct {
-	ID       string `json:"id"`                 // of the holdRequest
-	Draining bool   `json:"draining,omitempty"` // the network goes with its last member
+	ID       string    `json:"id"`                 // of the holdRequest
+	Since    time.Time `json:"since,omitzero"`     // when it was granted first; zero: unknown
+	Draining bool      `json:"draining,omitempty"` // the network goes with its last member
 }
 
 // holdName is the file of a holdMark in the network's folder.

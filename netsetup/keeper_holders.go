@@ -52,19 +52,28 @@ func (k *keeper) takeHold(conn *net.UnixConn, who peer, r holdRequest) reply {
 		}
 		return reply{Held: &heldReply{Already: true}}
 	}
-	if err := (holdMark{r.ID, r.Draining}).save(k.dir); err != nil {
+	since := k.heldSince(r.ID)
+	if err := (holdMark{r.ID, since, r.Draining}).save(k.dir); err != nil {
 		return reply{Refused: newRefusal(err)}
 	}
-	k.held = &hold{id: r.ID, peer: who, group: r.Group, since: time.Now().UTC(), conn: conn, draining: r.Draining}
-	if old != nil && old.id == r.ID {
-		k.held.since = old.since
-	} else if old != nil { // one that is going: somebody wants the network after all
+	k.held = &hold{id: r.ID, peer: who, group: r.Group, since: since, conn: conn, draining: r.Draining}
+	if old != nil && old.id != r.ID { // one that is going: somebody wants the network after all
 		k.tell(old.conn, reply{Down: &downReply{Replaced: true}})
 	}
 	k.adopted = nil
 	k.saveOpened()
 	k.log.Info("held", "pid", who.pid, "uid", who.uid, "group", r.Group.describe())
 	return reply{Held: &heldReply{}}
+}
+
+// heldSince is when a hold began: with now, unless this keeper or one before it has
+// granted it already.
+func (k *keeper) heldSince(id string) time.Time {
+	m, err := loadHold(k.dir)
+	if err != nil || m == nil || m.ID != id || m.Since.IsZero() {
+		return time.Now().UTC()
+	}
+	return m.Since
 }
 
 // recall finds out whether a holder that comes back still has the hold, and
