@@ -10,8 +10,8 @@ import (
 )
 
 // Exit codes of run, and of snapshot restore, which launches as it does. exec has its
-// own; other commands end with 0, exitFailed or exitUsage. A code above 128 says that
-// a signal ended vmrun, after an orderly teardown.
+// own; other commands end with 0, exitFailed or exitUsage. A code above 128 says, of
+// any, that a signal ended vmrun, after an orderly teardown.
 const (
 	exitFailed  = 1
 	exitUsage   = 2   // bad usage, or a bad profile

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmrun/vmrun/netsetup"
 	"github.com/vmrun/vmrun/profiles"
@@ -40,7 +41,8 @@ func newNetUpCommand() *cobra.Command {
 			"With --group, members of that group run VMs on them without root, from the same\n" +
 			"file or one in its folder, or from anywhere if the network has shared = true.\n\n" +
 			"With --foreground they are kept up until a signal. While VMs are on them, that\n" +
-			"is when the last has ended; a second signal does not wait for it.",
+			"is when the last has ended; a second signal does not wait for it.\n\n" +
+			"Signal n before all are up takes back what is, and the exit code is 128+n.",
 		Args: usageArgs(oneFile),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return netUp(cmd, args[0], o)
@@ -110,27 +112,35 @@ type raising struct {
 	log        *slog.Logger
 
 	holds []*netsetup.Hold // in the foreground
-	names []string         // of those that others hold now, because of us
+	names []string         // IDs of those that others hold now, because of us
 }
 
-// raise brings networks up, or leaves none that was not up before.
+// raise brings networks up, or leaves none that was not up before. A signal that
+// comes before all are up is why there are none, whatever it has cut short.
 func (u *raising) raise(ctx context.Context, signals <-chan os.Signal, networks []profiles.Network) ([]raised, error) {
 	var all []raised
+	var left error // of undoing
 	err, signal, finished := untilSignal(ctx, signals, func(ctx context.Context) (err error) {
 		restoreHost(ctx, u.host, u.log, netsetup.Sweep)
-		all, err = u.each(ctx, networks)
-		if err != nil {
-			err = errors.Join(err, u.lower())
+		if all, err = u.each(ctx, networks); err != nil {
+			left = u.lower()
 		}
 		return err
 	})
 	switch {
 	case !finished:
-		return nil, errors.Join(signalError{signal}, teardownError{errors.New("cut short by another signal")})
+		return nil, endedBy(signal, teardownError{errors.New("cut short by another signal")})
 	case err == nil && signal != 0:
-		return nil, errors.Join(signalError{signal}, u.lower())
+		return nil, endedBy(signal, u.lower())
+	case signal != 0:
+		return nil, endedBy(signal, left)
 	}
-	return all, err
+	return all, errors.Join(err, left)
+}
+
+// endedBy is the end by a signal, with what could not be undone.
+func endedBy(signal unix.Signal, left error) error {
+	return exitError{exitSignal + int(signal), errors.Join(signalError{signal}, left)}
 }
 
 // each brings up one network after the other: one takes a range, the next looks
@@ -153,8 +163,8 @@ func (u *raising) one(ctx context.Context, spec netsetup.Spec) (r raised, err er
 		if h, err = netsetup.StartHold(ctx, u.host, spec, u.group); err == nil {
 			u.holds = append(u.holds, h)
 		}
-	} else {
-		err = netsetup.StartHolder(ctx, u.host, spec, u.group)
+	} else if err = netsetup.StartHolder(ctx, u.host, spec, u.group); err == nil {
+		u.names = append(u.names, spec.ID())
 	}
 	r.Already = errors.Is(err, netsetup.ErrHeld)
 	if err != nil && !r.Already {
@@ -169,9 +179,6 @@ func (u *raising) one(ctx context.Context, spec netsetup.Spec) (r raised, err er
 	}
 	r.Summary = report.Summary
 	r.Summary.Members, r.Summary.Holders = len(report.Members), len(report.Holders)
-	if !u.foreground && !r.Already {
-		u.names = append(u.names, r.ID)
-	}
 	return r, nil
 }
 
@@ -183,7 +190,10 @@ func (u *raising) lower() error {
 		errs = append(errs, h.Wait())
 	}
 	for _, name := range u.names {
-		errs = append(errs, netsetup.Down(context.Background(), u.host, name, ""))
+		err := netsetup.Down(context.Background(), u.host, name, "")
+		if !errors.As(err, new(*netsetup.NotFoundError)) { // else somebody has taken it down
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
