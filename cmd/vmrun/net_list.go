@@ -19,7 +19,11 @@ func newNetListCommand() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the networks in use",
-		Args:    usageArgs(noArgs),
+		Long: "List the networks in use.\n\n" +
+			"Root's are listed for root alone. Members of a group that root has opened one to\n" +
+			"ask for it by name, in the folder of its file: vmrun net inspect NAME, and\n" +
+			"vmrun net leases NAME. One that has shared = true has its name in any folder.",
+		Args: usageArgs(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if asJSON && quiet {
 				return usageError{cmd.CommandPath(), errors.New("--json and --quiet exclude each other")}
