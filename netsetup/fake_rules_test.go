@@ -89,9 +89,15 @@ func (f *fake) DelTransit(network, link string) error {
 	return f.delRules(func(key string) bool { return key == "nftables/"+network+"/"+link })
 }
 
-func (f *fake) Trusted(link string) (bool, error) { return f.trusted[link], nil }
+func (f *fake) Trusted(link string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.trusted[link], nil
+}
 
 func (f *fake) Trust(link string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -101,6 +107,8 @@ func (f *fake) Trust(link string) error {
 }
 
 func (f *fake) Distrust(link string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ type fake struct {
 	silent  bool                     // no neighbour answers
 	uptime  time.Duration
 
-	mu      sync.Mutex    // undos run at the same time
+	mu      sync.Mutex    // undos run at the same time, and who looks meanwhile
 	broken  []string      // methods that always fail
 	asked   chan []string // gets the names of links to be deleted, before proceed lets them go; nil: nobody waits
 	proceed chan struct{}
@@ -96,6 +96,8 @@ func (f *fake) find(name string) (*Link, error) {
 }
 
 func (f *fake) Links() ([]Link, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var out []Link
 	for _, name := range slices.Sorted(maps.Keys(f.links)) {
 		out = append(out, *f.links[name])
@@ -104,6 +106,8 @@ func (f *fake) Links() ([]Link, error) {
 }
 
 func (f *fake) Index(link string) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	l, err := f.find(link)
 	if err != nil {
 		return 0, err
@@ -125,10 +129,14 @@ func (f *fake) addLink(l Link) error {
 }
 
 func (f *fake) AddBridge(b addBridge) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.addLink(Link{Name: b.Name, Altname: b.Title, Kind: "bridge", MAC: b.MAC, MTU: b.MTU, Group: b.Group})
 }
 
 func (f *fake) AddVLAN(v addVLAN) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	uplink, err := f.find(v.Uplink)
 	if err != nil {
 		return err
@@ -137,6 +145,8 @@ func (f *fake) AddVLAN(v addVLAN) error {
 }
 
 func (f *fake) OpenTAP(t openTAP) ([]*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.addLink(Link{Name: t.Name, Altname: t.Title, Kind: "tuntap", MAC: t.MAC, MTU: t.MTU, Group: t.Group}); err != nil {
 		return nil, err
 	}
@@ -184,6 +194,8 @@ func (f *fake) remove(l *Link) {
 }
 
 func (f *fake) Enslave(link, bridge string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -203,6 +215,8 @@ func (f *fake) Enslave(link, bridge string) error {
 }
 
 func (f *fake) SetUp(link string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -214,6 +228,8 @@ func (f *fake) SetUp(link string) error {
 }
 
 func (f *fake) AddAddress(link string, address netip.Prefix) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -225,6 +241,8 @@ func (f *fake) AddAddress(link string, address netip.Prefix) error {
 }
 
 func (f *fake) Guard(g guard) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -238,6 +256,8 @@ func (f *fake) Guarded() (map[int]uint64, error) { return f.guarded, nil }
 func (f *fake) Refused(string, []firewall.Backend) (firewall.Refused, error) { return f.refused, nil }
 
 func (f *fake) PinMAC(link string, mac MAC) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.change(); err != nil {
 		return err
 	}
@@ -252,6 +272,10 @@ func (f *fake) PinMAC(link string, mac MAC) error {
 func (f *fake) Sysctl(key string) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.sysctl(key)
+}
+
+func (f *fake) sysctl(key string) (string, error) {
 	v, ok := f.sysctls[key]
 	if !ok {
 		return "", fmt.Errorf("sysctl %s is %w", key, errGone)
@@ -260,10 +284,12 @@ func (f *fake) Sysctl(key string) (string, error) {
 }
 
 func (f *fake) SetSysctl(key, value string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := errors.Join(f.change(), f.breaks("SetSysctl")); err != nil {
 		return err
 	}
-	if _, err := f.Sysctl(key); err != nil {
+	if _, err := f.sysctl(key); err != nil {
 		return err
 	}
 	if key == routerKey && f.sysctls[key] != value {
