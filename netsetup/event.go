@@ -35,6 +35,7 @@ const (
 	Leased     EventKind = "LEASED"   // a guest was given an address; renewals are not told
 	Restored   EventKind = "RESTORED" // rules that somebody took away are back
 	Mended     EventKind = "MENDED"   // so is what was taken from its links
+	Broke      EventKind = "BROKEN"   // its bridge is gone
 	KeeperDied EventKind = "KEEPER_GONE"
 	Adopted    EventKind = "ADOPTED" // another keeper has taken over
 	WentDown   EventKind = "DOWN"    // the network is gone

@@ -49,6 +49,7 @@ type keeper struct {
 	adopted  *Group              // of a dead keeper's holder, until that is back
 	leaving  removals
 	services *services
+	broken   bool         // its bridge is gone, and that was told
 	result   detachResult // of the teardown
 	guardian *guardian    // nil: no uplink was taken over
 }

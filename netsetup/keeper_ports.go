@@ -15,6 +15,9 @@ import (
 
 // newPort opens a TAP for a member and puts it on the bridge.
 func (k *keeper) newPort(conn *net.UnixConn, who peer, r attachRequest) (*attachment, []*os.File, error) {
+	if err := k.checkBridge(); err != nil {
+		return nil, nil, err
+	}
 	if err := k.checkPort(r.Port); err != nil {
 		return nil, nil, err
 	}

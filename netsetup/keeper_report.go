@@ -107,6 +107,9 @@ func (r *Report) join(part Report) {
 func (k *keeper) report() Report {
 	r := describeNetwork(k.network)
 	r.State, r.Since, r.KeeperID, r.Group = Up, k.since, os.Getpid(), k.opened()
+	if k.checkBridge() != nil {
+		r.State = Broken
+	}
 	if h := k.held; h != nil {
 		r.Holders = []Holder{{PID: int(h.peer.pid), UID: h.peer.uid, Since: h.since}}
 		if h.draining {

@@ -291,15 +291,6 @@ func (k *keeper) lent() (giveBack, bool) {
 	return giveBack{}, false
 }
 
-// lostBridge tells whether the bridge that stood for an uplink is gone, and the
-// host's way out with it.
-func (k *keeper) lostBridge(links []Link) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	_, there := Facts{Links: links}.link(k.network.Link)
-	return k.phase == up && k.network.Takeover && !there
-}
-
 // abandon ends a network that still has members, so that the host has its uplink.
 func (k *keeper) abandon(why string) {
 	k.enter()

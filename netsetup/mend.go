@@ -67,15 +67,18 @@ func chosen[T any](subscribe func(chan T) error, wanted func(T) bool) func(chan 
 // keepers of a host hear of all links. One that is new is none before it has
 // been in order: its port is just being made, and a look at all links for each
 // would make a crowd's ports slower one by one. One that is gone is nobody's to
-// mend.
+// mend; of a bridge it is told.
 func (r Resolved) suspicious(n names) func(netlink.LinkUpdate) bool {
 	coming := map[string]bool{}
 	return func(u netlink.LinkUpdate) bool {
 		a := u.Attrs()
+		gone := u.Header.Type == unix.RTM_DELLINK
+		if gone && a.Name == r.Link {
+			return true
+		}
 		if a.Name != n.bridge && a.Name != n.vlan && (a.Name != r.Uplink || r.Mode != Bridge) && !strings.HasPrefix(a.Name, n.tapPrefix()) {
 			return false
 		}
-		gone := u.Header.Type == unix.RTM_DELLINK
 		inOrder := u.IfInfomsg.Flags&unix.IFF_UP != 0 && (a.Name == n.bridge || a.MasterIndex != 0)
 		if gone || inOrder {
 			delete(coming, a.Name)
@@ -120,16 +123,12 @@ func (k *keeper) mendAndTell(ctx context.Context) {
 func (k *keeper) mend() ([]string, error) {
 	// Most news turn out to be nothing: nobody has to wait while we find out.
 	k.mu.Lock()
-	steps := k.lastingSteps()
+	lost, steps := k.lostBridge(), k.lastingSteps()
 	k.mu.Unlock()
-	if len(steps) == 0 {
+	if lost || len(steps) == 0 {
 		return nil, nil
 	}
 	links, err := k.w.kernel.Links()
-	if err == nil && k.lostBridge(links) {
-		go k.abandon("somebody has deleted the bridge") // it ends who called us
-		return nil, nil
-	}
 	if err != nil || len(undone(k.w.kernel, steps, links)) == 0 {
 		return nil, err
 	}
@@ -148,6 +147,33 @@ func (k *keeper) mend() ([]string, error) {
 		mended = append(mended, o.String())
 	}
 	return mended, errors.Join(errs...)
+}
+
+// lostBridge tells whether somebody has deleted the bridge of a network that is
+// up, and says so once. Where it stood for an uplink, the host's way out is gone
+// with it, and the network ends.
+func (k *keeper) lostBridge() bool {
+	lost := k.phase == up && k.checkBridge() != nil
+	told := k.broken
+	k.broken = lost
+	switch {
+	case !lost || told:
+	case k.network.Takeover:
+		go k.abandon("somebody has deleted the bridge") // it ends who called us
+	default:
+		k.tellEvent(Broke, "", EventDetail{Text: fmt.Sprintf("bridge %s is gone", k.network.Link)})
+		k.log.Warn("somebody has deleted the bridge: the network's VMs are cut off", "bridge", k.network.Link, "members", len(k.ports))
+	}
+	return lost
+}
+
+// checkBridge is why nobody can join the network any more; nil while its bridge is
+// there.
+func (k *keeper) checkBridge() error {
+	if _, err := k.w.kernel.Index(k.network.Link); errors.Is(err, errGone) {
+		return &MissingError{Feature: "bridge", Reason: fmt.Sprintf("somebody has deleted its bridge %s", k.network.Link)}
+	}
+	return nil
 }
 
 // lastingSteps are those whose effect stays while the network is up, and that

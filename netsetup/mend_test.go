@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"log/slog"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,6 +30,8 @@ func TestMend(t *testing.T) {
 		{"VLAN", "vlan", func(f *fake, n names) { f.links[n.vlan].Master = 0 }, false},
 		{"uplink that is another's now", "bridge-uplink", func(f *fake, _ names) { f.links["eth2"].Master = f.links["br0"].Index }, true},
 		{"joined bridge down", "bridge-join", func(f *fake, _ names) { f.links["br0"].Up = false }, true},
+		{"bridge gone", "nat", func(f *fake, n names) { f.remove(f.links[n.bridge]) }, true},
+		{"joined bridge gone", "bridge-join", func(f *fake, _ names) { f.remove(f.links["br0"]) }, true},
 		{"port gone", "nat", func(f *fake, n names) { f.remove(f.links[tap(n)]) }, true},
 	}
 	for _, tt := range tests {
@@ -42,7 +45,7 @@ func TestMend(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		k := &keeper{phase: up, network: resolved, names: n, w: r.w,
+		k := &keeper{phase: up, network: resolved, names: n, w: r.w, log: slog.New(slog.DiscardHandler),
 			ports: map[string]*holding{"a": {portRecord: portRecord{ID: "a", Spec: testPort()}}}}
 		before := r.fake.state()
 		tt.spoil(r.fake, n)

@@ -201,7 +201,7 @@ func (h *host) AddVLAN(v addVLAN) error {
 
 // MissingError says that the host lacks something that a network needs.
 type MissingError struct {
-	Feature string // "8021q", "tun", "iptables", "cls_bpf"
+	Feature string // "8021q", "tun", "iptables", "cls_bpf", "bridge"
 	Reason  string
 }
 

@@ -13,6 +13,7 @@ type State string
 
 const (
 	Up         State = "up"
+	Broken     State = "broken"      // its bridge is gone: VMs on it are cut off, and none can join
 	GoingDown  State = "going down"  // with the last VM on it
 	KeeperGone State = "keeper gone" // its members start another one; without any, Sweep undoes it
 )

@@ -27,10 +27,10 @@ Events of qmp have QEMU's names. Of vmrun: STARTED, of a VM that started meanwhi
 ATTACHED and DETACHED, a disk or a card came or went; ENDED; MISSED, this program was
 too slow. Of a network: JOINED and LEFT, a NIC came or went; LEASED, a guest was given
 an address; ADDRESS, it was seen to use one; RESTORED and MENDED, what somebody took
-away is back; KEEPER_GONE and ADOPTED; DOWN; MISSED; NOTE and TROUBLE, what the VM's
-supervisor says. Where vm is empty it is about the network as a whole. What happened
-right before a network was heard of, such as the JOINED of a VM that is its first,
-comes late: order by time.`
+away is back; BROKEN, its bridge is gone; KEEPER_GONE and ADOPTED; DOWN; MISSED; NOTE
+and TROUBLE, what the VM's supervisor says. Where vm is empty it is about the network
+as a whole. What happened right before a network was heard of, such as the JOINED of a
+VM that is its first, comes late: order by time.`
 
 func newEventsCommand() *cobra.Command {
 	return &cobra.Command{

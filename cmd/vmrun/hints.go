@@ -24,6 +24,7 @@ var needHints = map[vm.Need]string{
 
 // featureHints say what to do about what a host lacks for a network.
 var featureHints = map[string]string{
+	"bridge":   "end the VMs on it (vmrun net inspect names them), and vmrun net down NAME if it is held: it comes up anew with the next VM",
 	"8021q":    "use a kernel with CONFIG_VLAN_8021Q",
 	"cls_bpf":  "use a kernel with CONFIG_NET_CLS_BPF",
 	"libvirt":  "start libvirtd (apt-get install libvirt-daemon-system; systemctl start libvirtd), or use mode nat",

@@ -1,0 +1,105 @@
+package netsetup
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+)
+
+// TestBridgeDeleted: of a bridge that somebody deletes while the network is up the
+// keeper tells once, nobody joins any more, and what is left goes as ever.
+func TestBridgeDeleted(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	sh(t, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6") // news of addresses would be a reason to look, too
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	ip(t, "link", "del", "br0")
+	before := hostState(t)
+	for _, name := range []string{"nat", "bridge-uplink", "bridge-join"} {
+		for what, members := range map[string]int{"members": 2, "a holder": 0} {
+			t.Run(name+" with "+what, func(t *testing.T) {
+				if name == "bridge-join" {
+					ip(t, "link", "add", "br0", "up", "type", "bridge")
+				}
+				deleteBridge(t, h, specs()[name], members)
+				leftNothing(t, h, before, hostState)
+			})
+		}
+	}
+}
+
+// deleteBridge deletes the bridge of a network with a holder and members, and then
+// lets those go.
+func deleteBridge(t *testing.T, h Host, spec Spec, members int) {
+	ctx := context.Background()
+	if err := StartHolder(ctx, h, spec, nil); err != nil {
+		t.Fatal(err)
+	}
+	var ports []*Port
+	for i := range members {
+		p, err := Attach(ctx, h, spec, portOf(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, p)
+	}
+	told := warnings(h)
+	bridge := inState(t, h, spec, Up).Bridge
+	heard := follows(t, h, spec)
+	ip(t, "link", "del", bridge)
+	if e := heard.next(Broke); !strings.Contains(e.Data.Text, bridge) {
+		t.Errorf("heard %+v of bridge %s", e.Data, bridge)
+	}
+	inState(t, h, spec, Broken)
+	if list, err := List(ctx, h); err != nil || len(list) != 1 || list[0].State != Broken {
+		t.Errorf("list %+v, %v; want it broken", list, err)
+	}
+	isRefused(t, h, spec, portOf(members), bridge)
+	if err := Down(ctx, h, spec.Name, spec.Dir); (err != nil) != (members > 0) {
+		t.Errorf("down: %v", err)
+	}
+	for _, p := range ports {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		heard.next(Left)
+	}
+	heard.next(WentDown)
+	awaitAlone(t)
+	if n := warnings(h) - told; n != 1 {
+		t.Errorf("told %d times:\n%s", n, keeperLogs(h))
+	}
+}
+
+// isRefused tries to join a network whose bridge is gone, before anything is done.
+func isRefused(t *testing.T, h Host, spec Spec, port PortSpec, bridge string) {
+	t.Helper()
+	opened := strings.Count(keeperLogs(h), "open TAP")
+	_, err := Attach(context.Background(), h, spec, port)
+	var missing *MissingError
+	if !errors.As(err, &missing) || missing.Feature != "bridge" || !strings.Contains(err.Error(), bridge) {
+		t.Errorf("join: %v", err)
+	}
+	if strings.Count(keeperLogs(h), "open TAP") != opened {
+		t.Errorf("who was refused got a TAP:\n%s", keeperLogs(h))
+	}
+}
+
+// inState inspects a network, which has to be in a state.
+func inState(t *testing.T, h Host, spec Spec, want State) Report {
+	t.Helper()
+	r, err := Inspect(context.Background(), h, spec.Name, spec.Dir)
+	if err != nil || r.State != want {
+		t.Errorf("state %q, %v; want %s\n%s", r.State, err, want, keeperLogs(h))
+	}
+	return r
+}
+
+// warnings counts what the keepers' logs say of bridges that are gone.
+func warnings(h Host) int {
+	return strings.Count(keeperLogs(h), "level=WARN msg=\"somebody has deleted the bridge")
+}
