@@ -108,6 +108,7 @@ var trunkHosts = []struct {
 // trunk, and nobody else with an address of the same range, and what it sends with
 // a tag of its own choice or from another MAC comes nowhere.
 func TestTenantsApart(t *testing.T) {
+	t.Parallel()
 	for _, kind := range trunkHosts {
 		t.Run(kind.firewall, func(t *testing.T) {
 			kind.run(t, func(t *testing.T) {
@@ -164,8 +165,8 @@ func tenantsApart(t *testing.T, a, b *host, firewall string) {
 	leave(t, one, two, three, four)
 }
 
-// taggedRight holds that a trunk's frames have one tag, their guest's, that there
-// are some of each, and that there are none of whom nobody knows.
+// taggedRight holds that guests' frames on a trunk have one tag, their own, that
+// there are some with each, and that none is from strangeMAC.
 func taggedRight(t *testing.T, frames []world.Frame, guests map[int][]*tapGuest) {
 	t.Helper()
 	tags, seen := map[string]int{strangeMAC: -1}, map[int]bool{}

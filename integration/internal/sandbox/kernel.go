@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,12 @@ type job struct {
 	Modules  string // the folder that holds one with the kernel's version for a name
 	Legacy   bool   // whether iptables is to be the legacy one
 }
+
+// slowLimit is limit under another kernel, all of which are slower.
+var slowLimit = time.Duration(feature.Amount(20, 120)) * time.Minute
+
+// bootTime is of that for the kernel's start.
+const bootTime = time.Minute
 
 // Run8021Q is Run on a kernel that has 802.1Q: this one where it does, else
 // User-Mode Linux.
@@ -74,6 +81,8 @@ func (k kernel) run(t *testing.T, body func(t *testing.T)) {
 	if err := k.missing(); err != nil {
 		feature.Missing(t, k.name, err)
 	}
+	runtime.LockOSThread() // as in follow, for what command starts
+	defer runtime.UnlockOSThread()
 	cmd, err := k.command(t)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +92,7 @@ func (k kernel) run(t *testing.T, body func(t *testing.T)) {
 
 // bootWords completes the job by this process and returns the words of a kernel's
 // command line that make its first process, whose arguments begin with args, do it.
-func bootWords(t *testing.T, j job, limit time.Duration, args ...string) (words []string, err error) {
+func bootWords(t *testing.T, j job, args ...string) (words []string, err error) {
 	if j.Dir, err = os.Getwd(); err != nil {
 		return nil, fmt.Errorf("find working folder: %w", err)
 	}
@@ -100,7 +109,7 @@ func bootWords(t *testing.T, j job, limit time.Duration, args ...string) (words 
 		"quiet", "loglevel=1",
 		roleVariable + "=" + roleKernel, jobVariable + "=" + file, testVariable + "=" + t.Name(), "--",
 	}
-	return slices.Concat(words, args, testArgs(t, limit)), nil
+	return slices.Concat(words, args, testArgs(t, slowLimit-bootTime)), nil
 }
 
 // Slowed is a limit, or what it is where everything takes longer.
@@ -220,7 +229,8 @@ func installModules(dir string) error {
 	if err := os.MkdirAll("/lib/modules", 0o755); err != nil {
 		return fmt.Errorf("install modules: %w", err)
 	}
-	if err := os.Symlink(dir, filepath.Join("/lib/modules", filepath.Base(dir))); err != nil {
+	// They are there where the kernel is the machine's own as well.
+	if err := os.Symlink(dir, filepath.Join("/lib/modules", filepath.Base(dir))); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("install modules: %w", err)
 	}
 	// tun has no link type that would load it, and /dev/net/tun is made by it.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,9 +21,6 @@ import (
 
 // sharer serves a folder to a guest as a virtiofs (Debian's qemu-system-common).
 const sharer = "/usr/lib/qemu/virtiofsd"
-
-// qemuLimit is limit for a guest whose processors are emulated.
-var qemuLimit = time.Duration(feature.Amount(20, 120)) * time.Minute
 
 // RunQEMU is Run under the guests' kernel, see feature.Kernel, in an emulated
 // machine, on this machine's own file system. It has what Debian's kernels have,
@@ -38,7 +36,7 @@ func qemuMissing() error {
 	}
 	for _, name := range []string{"qemu-system-x86_64", "busybox", modprobe, sharer} {
 		if _, err := exec.LookPath(name); err != nil {
-			return fmt.Errorf("find QEMU: %w", err)
+			return fmt.Errorf("emulate a machine: %w", err)
 		}
 	}
 	_, err := feature.Kernel()
@@ -57,7 +55,7 @@ func qemuCommand(t *testing.T) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find test binary: %w", err)
 	}
-	words, err := bootWords(t, job{Slowness: 30, Modules: filepath.Dir(debian.Modules)}, qemuLimit, binary)
+	words, err := bootWords(t, job{Slowness: 30, Modules: filepath.Dir(debian.Modules)}, binary)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +68,7 @@ func qemuCommand(t *testing.T) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, qemuLimit))
+	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, slowLimit))
 	t.Cleanup(cancel)
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -105,7 +103,8 @@ func shareRoot(t *testing.T) (socket string, err error) {
 	cmd := exec.CommandContext(t.Context(), sharer, "--fd=3", "-o", "sandbox=chroot,source=/,cache=always,log_level=err")
 	cmd.ExtraFiles = []*os.File{file}
 	var told bytes.Buffer
-	cmd.Stderr = &told
+	cmd.Stderr, cmd.WaitDelay = &told, time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return "", fmt.Errorf("share root folder: %w", err)
 	}

@@ -77,6 +77,10 @@ func RunAlone(t *testing.T, body func(t *testing.T)) {
 		body(t)
 		return
 	}
+	limit := limit
+	if os.Getenv(roleVariable) == roleGuest {
+		limit = slowLimit - bootTime
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, limit))
 	defer cancel()
 

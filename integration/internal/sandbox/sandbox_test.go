@@ -53,13 +53,13 @@ func TestRunPassesSkipsOn(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	var out strings.Builder
 	v := &verdict{out: &out, name: "TestA"}
-	for _, part := range []string{"=== RUN   TestA\n    a.go:1: he", "llo\r\n--- FA", "IL: TestA (0.1s)\nFAIL\nkernel: exit 1\nlast"} {
+	for _, part := range []string{"=== RUN   TestA\n    a.go:1: he", "llo\r\n--- FA", "IL: TestA (0.1s)\nFAIL\nkernel: exit 1\n[    8.5] reboot: Power down\n a.go:2: reboot: no\nlast"} {
 		if _, err := v.Write([]byte(part)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	v.flush()
-	if want := "    a.go:1: hello\nlast\n"; out.String() != want || !v.failed || v.passed {
+	if want := "    a.go:1: hello\n a.go:2: reboot: no\nlast\n"; out.String() != want || !v.failed || v.passed {
 		t.Errorf("got %q, failed %v, passed %v; want %q, true, false", out.String(), v.failed, v.passed, want)
 	}
 }

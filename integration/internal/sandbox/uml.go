@@ -11,9 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-
-	"github.com/vmrun/vmrun/integration/internal/feature"
 )
 
 const (
@@ -22,11 +19,8 @@ const (
 	compiler   = "gcc" // of preload/xstate.c
 )
 
-// umlLimit is limit for User-Mode Linux, which is about seven times slower.
-var umlLimit = time.Duration(feature.Amount(20, 120)) * time.Minute
-
-// RunUML is Run under User-Mode Linux, on this machine's own file system. It needs
-// Debian's packages user-mode-linux, kmod, gcc and libc6-dev.
+// RunUML is Run under User-Mode Linux, on this machine's own file system, where all
+// takes about seven times as long. It needs Debian's packages user-mode-linux, kmod, gcc and libc6-dev.
 func RunUML(t *testing.T, body func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(roleVariable) == "" && raceDetector {
@@ -48,7 +42,7 @@ func umlMissing() error {
 }
 
 func umlCommand(t *testing.T) (*exec.Cmd, error) {
-	words, err := bootWords(t, job{Slowness: 7, Modules: umlModules, Legacy: true}, umlLimit)
+	words, err := bootWords(t, job{Slowness: 7, Modules: umlModules, Legacy: true})
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +54,7 @@ func umlCommand(t *testing.T) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, umlLimit))
+	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, slowLimit))
 	t.Cleanup(cancel)
 	args := []string{
 		"mem=2G", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",

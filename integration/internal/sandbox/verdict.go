@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 )
 
@@ -39,6 +40,9 @@ func (v *verdict) flush() {
 	}
 }
 
+// poweredOff is a kernel's last word.
+var poweredOff = regexp.MustCompile(`^(\[ *[0-9.]+\] )?reboot: (System halted|Power down)$`)
+
 // line drops what the outer test prints itself.
 func (v *verdict) line(line string) {
 	file, text, isReport := reported(line)
@@ -52,8 +56,7 @@ func (v *verdict) line(line string) {
 		v.skipped = true
 	case of != "" && outcome == "--- FAIL":
 		v.failed = true
-	case line == "PASS", line == "FAIL", strings.HasPrefix(line, "=== "), strings.HasPrefix(line, exitMark),
-		strings.Contains(line, "reboot: "): // System halted, Power down
+	case line == "PASS", line == "FAIL", strings.HasPrefix(line, "=== "), strings.HasPrefix(line, exitMark), poweredOff.MatchString(line):
 	default:
 		fmt.Fprintln(v.out, line)
 	}
