@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vmrun/vmrun/netsetup/firewall"
 	"golang.org/x/sys/unix"
 )
 
@@ -270,6 +271,8 @@ func TestUpElsewhere(t *testing.T) {
 	_, err := Attach(ctx, h, spec, testPort())
 	isElsewhere(t, "attached", err, want)
 	isElsewhere(t, "held", StartHolder(ctx, h, spec, nil), want)
+	_, err = NewJoinPlan(ctx, h, spec, []PortSpec{testPort()}, Facts{})
+	isElsewhere(t, "planned", err, ElsewhereError{Namespace: want.Namespace, Way: "/run/netns/blue"})
 	if r := lan(t, h); len(r.Members) != 1 || len(r.Holders) != 0 {
 		t.Errorf("report %+v", r)
 	}
@@ -280,6 +283,35 @@ func TestUpElsewhere(t *testing.T) {
 		t.Errorf("left behind there:\n%s", diff)
 	}
 	comesUp(t, h, spec)
+}
+
+// TestJoinPlan: who joins a network is warned as who brings it up is, and one
+// that has just ended is not up.
+func TestJoinPlan(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	h, spec := testHost(t), specs()["nat"]
+	n := must(Attach(context.Background(), h, spec, testPort()))
+	facts := Facts{Firewall: firewall.Facts{Strangers: []string{"table inet other"}}}
+	join := func() (*Plan, error) {
+		return NewJoinPlan(context.Background(), h, spec, []PortSpec{testPort()}, facts)
+	}
+	p, err := join()
+	if err != nil || p == nil || !p.Up || len(p.Warnings) != 1 {
+		t.Errorf("plan %+v, %v; want one of a network that is up, with a warning", p, err)
+	}
+	saved := filepath.Join(netsFolder(h.Runtime), spec.folder(), specName)
+	if err := os.Remove(saved); err != nil { // as a keeper does at its end
+		t.Fatal(err)
+	}
+	if p, err := join(); p != nil || err != nil {
+		t.Errorf("plan %+v, %v of a network that ends; want none", p, err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	awaitAlone(t)
 }
 
 // TestGuestElsewhere: a group's members may be in any network namespace, since a

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 
@@ -57,26 +59,54 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 
 // NewJoinPlan says what Attach would do for ports on a network that is up, and is
 // nil where it is not: NewPlan knows of none but the first member. A *ConflictError
-// says that the network runs with another definition. Nothing is changed.
-func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, instance string) (*Plan, error) {
-	dir := filepath.Join(netsFolder(h.Runtime), spec.folder())
-	r, err := inspect(ctx, dir, true)
-	if errors.As(err, new(*NotFoundError)) || err == nil && r.State == KeeperGone {
+// says that the network runs with another definition, an *ElsewhereError that it
+// does in another network namespace. Nothing is changed.
+func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts Facts) (*Plan, error) {
+	r, err := runningAs(ctx, filepath.Join(netsFolder(h.Runtime), spec.folder()))
+	if errors.As(err, new(*NotFoundError)) || errors.Is(err, fs.ErrNotExist) { // the latter: it has just ended
 		return nil, nil
 	}
-	saved := savedSpec{}
 	if err == nil {
-		saved, err = loadSpec(filepath.Join(dir, specName))
+		err = r.Spec.unlike(spec)
 	}
+	id := ""
 	if err == nil {
-		err = saved.Network.Spec.unlike(spec)
+		id, err = instance(h.Runtime)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("plan network %s: %w", spec.Name, err)
 	}
-	p := newPlan(saved.Network, newNames(instance, spec), ports)
+	p := newPlan(r, newNames(id, spec), ports)
 	p.Up = true
+	if r.Backend != "" {
+		p.Warnings = ruleWarnings(spec, r.Backend, facts)
+	}
 	return &p, nil
+}
+
+// runningAs is what the network in a folder was brought up as; a *NotFoundError
+// where it has no keeper.
+func runningAs(ctx context.Context, dir string) (Resolved, error) {
+	report, err := inspect(ctx, dir, true)
+	if err != nil {
+		return Resolved{}, err
+	}
+	if report.State == KeeperGone {
+		return Resolved{}, notInUse(dir)
+	}
+	saved, err := loadSpec(filepath.Join(dir, specName))
+	if err != nil {
+		return Resolved{}, err
+	}
+	j, err := readJournal(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return Resolved{}, err
+	}
+	if where := j.elsewhere(); where != nil {
+		way, _ := where.way()
+		return Resolved{}, &ElsewhereError{Namespace: where.Net, Way: way}
+	}
+	return saved.Network, nil
 }
 
 func newPlan(r Resolved, n names, ports []PortSpec) Plan {

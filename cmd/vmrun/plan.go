@@ -88,7 +88,7 @@ func (p *launchPlan) planNetworks(ctx context.Context, host vm.Host) error {
 		return p.unknown(err, host)
 	}
 	for _, spec := range specs {
-		n, err := netsetup.NewJoinPlan(ctx, networkHost(host), spec, ports[spec], instance)
+		n, err := netsetup.NewJoinPlan(ctx, networkHost(host), spec, ports[spec], facts)
 		if n == nil && err == nil {
 			var first netsetup.Plan
 			first, err = netsetup.NewPlan(spec, ports[spec], instance, facts)
