@@ -241,10 +241,19 @@ func (c *claims) restore(k kernel, link string, f *os.File) error {
 	return f.Truncate(0)
 }
 
-// void forgets a link of a network namespace that is gone: the next one of its
+// voidLink forgets a link of a network namespace that is gone: the next one of its
 // number may have a link of that name.
-func (c *claims) void(link string) error {
-	f, err := lockFile(c.path(link), unix.LOCK_EX|unix.LOCK_NB)
+func (c *claims) voidLink(link string) error {
+	return void(c.path(link), func(f *os.File) bool {
+		_, ok := c.read(f)
+		return ok
+	})
+}
+
+// void empties a file of claims that nobody shares, unless what it says is not
+// the gone namespace's but the next one's already.
+func void(path string, isGones func(*os.File) bool) error {
+	f, err := lockFile(path, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	}
@@ -252,8 +261,8 @@ func (c *claims) void(link string) error {
 		return err
 	}
 	defer f.Close()
-	if _, ok := c.read(f); !ok {
-		return nil // of the next one already
+	if !isGones(f) {
+		return nil
 	}
 	return f.Truncate(0)
 }

@@ -157,7 +157,7 @@ func (c *claims) leaveLibvirt(k kernel, o leaveLibvirt) (string, error) {
 	defer f.Close()
 	before, ok := c.readStarted(f)
 	if !ok {
-		return "", nil
+		return "", f.Truncate(0) // of another boot or namespace: void
 	}
 	stopped, err := c.stopLibvirt(k, o, before)
 	if err != nil {
@@ -289,16 +289,15 @@ func (c *claims) anyForwarding() (bool, error) {
 // sweepLibvirt stops a network that vmrun started and that nobody of vmrun's
 // uses any more.
 func (c *claims) sweepLibvirt(k kernel, uuid string) (string, error) {
-	f, err := os.Open(c.libvirtPath(uuid))
-	if err != nil {
-		return "", err
-	}
-	before, ok := c.readStarted(f)
-	f.Close()
-	if !ok {
-		return "", nil
-	}
-	return c.leaveLibvirt(k, leaveLibvirt{Name: before.Name, UUID: uuid, Bridge: before.Bridge})
+	return c.leaveLibvirt(k, leaveLibvirt{UUID: uuid})
+}
+
+// voidLibvirt is voidLink for a network of libvirt's.
+func (c *claims) voidLibvirt(uuid string) error {
+	return void(c.libvirtPath(uuid), func(f *os.File) bool {
+		_, ok := c.readStarted(f)
+		return ok
+	})
 }
 
 // maxStarted bounds the text of a started network, far above what a host with

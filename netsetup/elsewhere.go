@@ -78,8 +78,11 @@ func forgetGone(h Host, dir string) (report []string, err error) {
 	}
 	var errs []error
 	for _, u := range j.undos() {
-		if u, ok := u.(unforward); ok {
-			errs = append(errs, claims.void(u.Link))
+		switch u := u.(type) {
+		case unforward:
+			errs = append(errs, claims.voidLink(u.Link))
+		case leaveLibvirt:
+			errs = append(errs, claims.voidLibvirt(u.UUID))
 		}
 	}
 	errs = append(errs, removeIfThere(j.path), settleFolder(dir))

@@ -2,9 +2,11 @@ package netsetup
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -222,12 +224,6 @@ func TestLibvirtIsSwept(t *testing.T) {
 			t.Errorf("swept while somebody uses it: %q, %v", line, err)
 		}
 		killed.drop(libvirtPrefix + defaultUUID)
-		if seen { // else it is an earlier version's, which does not say where it is of
-			other := &claims{boot: "boot/2", dir: dir, held: map[string]*os.File{}}
-			if line, err := other.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
-				t.Errorf("swept in another network namespace: %q, %v", line, err)
-			}
-		}
 		line, err := next.sweepFile(f, libvirtPrefix+defaultUUID)
 		if err != nil || line != "stopped libvirt's network default" {
 			t.Errorf("sweep: %q, %v", line, err)
@@ -238,6 +234,57 @@ func TestLibvirtIsSwept(t *testing.T) {
 		if line, err := next.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
 			t.Errorf("second sweep: %q, %v", line, err)
 		}
+	}
+}
+
+// TestLibvirtOfAnother: what is noted of a network that was started in another
+// network namespace is void, and emptied by the first sweep.
+func TestLibvirtOfAnother(t *testing.T) {
+	f, dir := newFake(), t.TempDir()
+	gone := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
+	if err := gone.joinLibvirt(f, joinDefault); err != nil {
+		t.Fatal(err)
+	}
+	gone.drop(libvirtPrefix + defaultUUID)
+	before := f.state()
+	next := &claims{boot: "boot/2", dir: dir, held: map[string]*os.File{}}
+	if line, err := next.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
+		t.Errorf("swept in another network namespace: %q, %v", line, err)
+	}
+	if diff := cmp.Diff(before, f.state()); diff != "" {
+		t.Errorf("changed:\n%s", diff)
+	}
+	if fi, err := os.Stat(next.libvirtPath(defaultUUID)); err != nil || fi.Size() > 0 {
+		t.Errorf("what was noted: %v, %v; want it empty", fi, err)
+	}
+}
+
+// TestLibvirtForgotten: what is noted of a network of libvirt's goes with the
+// journal of a namespace that is gone.
+func TestLibvirtForgotten(t *testing.T) {
+	gone := must(here())
+	if gone.Cookie == 0 {
+		skip(t, "cookie", "needs SO_NETNS_COOKIE, of Linux 5.14")
+	}
+	gone.Cookie++ // so that this namespace has got its inode
+	h, dir := Host{Runtime: t.TempDir()}, t.TempDir()
+	c := must(claimsIn(h.Runtime, gone))
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeStarted(c.libvirtPath(defaultUUID), started{Name: "default", Boot: c.boot}); err != nil {
+		t.Fatal(err)
+	}
+	line := fmt.Sprintf(`{"v":1,"in":{"net":%d,"pid":%d,"cookie":%d},"seq":1,"undo":{"op":"leave-libvirt","arg":{"uuid":%q}}}`+"\n",
+		gone.Net, gone.PID, gone.Cookie, defaultUUID)
+	if err := os.WriteFile(filepath.Join(dir, "journal"), []byte(line), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if lines, err := forgetGone(h, dir); err != nil || len(lines) != 1 {
+		t.Errorf("forgot %q, %v", lines, err)
+	}
+	if fi, err := os.Stat(c.libvirtPath(defaultUUID)); err != nil || fi.Size() > 0 {
+		t.Errorf("what was noted: %v, %v; want it empty", fi, err)
 	}
 }
 
