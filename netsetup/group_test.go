@@ -2,9 +2,15 @@ package netsetup
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var labGroup = &Group{ID: 7000, Name: "lab"}
@@ -126,5 +132,14 @@ func TestStranger(t *testing.T) {
 	out = newPuppet(t, 1000, 7000).does(guestPort(1))
 	if want := "attach to network lan: root runs it, for itself alone"; out.Err != want {
 		t.Errorf("got %q, want %q", out.Err, want)
+	}
+}
+
+// TestDenied: who may not reach a keeper is told whose net down is, and programs
+// why.
+func TestDenied(t *testing.T) {
+	err := fmt.Errorf("take network lan down: %w", deniedError{&os.PathError{Op: "dial", Path: "socket", Err: unix.EACCES}})
+	if !errors.Is(err, fs.ErrPermission) || err.Error() != "take network lan down: only root can take the network down" {
+		t.Errorf("%v, of a refused permission: %t", err, errors.Is(err, fs.ErrPermission))
 	}
 }

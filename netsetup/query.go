@@ -300,6 +300,12 @@ func Down(ctx context.Context, h Host, name, dir string) error {
 	return notInUse(folder)
 }
 
+// deniedError says onlyRootTakesDown, as a keeper does that can be reached.
+type deniedError struct{ cause error }
+
+func (deniedError) Error() string   { return onlyRootTakesDown }
+func (e deniedError) Unwrap() error { return e.cause }
+
 func down(ctx context.Context, h Host, dir string) (again bool, err error) {
 	name := networkName(filepath.Base(dir))
 	conn, err := dialKeeper(dir)
@@ -307,7 +313,7 @@ func down(ctx context.Context, h Host, dir string) (again bool, err error) {
 		return downDead(ctx, h, dir)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		err = errors.New(onlyRootTakesDown)
+		err = deniedError{err}
 	}
 	if err != nil {
 		return false, fmt.Errorf("take network %s down: %w", name, err)
