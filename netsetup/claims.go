@@ -21,8 +21,8 @@ import (
 // value before, share-locked by every keeper that needs it. A lock goes with
 // its process, so the last user is always known, whoever was killed.
 type claims struct {
-	dir  string
-	boot string // id of the running kernel, and the namespace's cookie: what files say of others is void
+	dir    string
+	origin string // id of the running kernel, and the namespace's cookie: what files say of others is void
 
 	mu   sync.Mutex
 	held map[string]*os.File // by link
@@ -54,9 +54,9 @@ func claimsIn(runtime string, p place) (*claims, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read id of this boot: %w", err)
 	}
-	c := &claims{dir: p.hostFolder(runtime), boot: strings.TrimSpace(string(boot)), held: map[string]*os.File{}}
+	c := &claims{dir: p.hostFolder(runtime), origin: strings.TrimSpace(string(boot)), held: map[string]*os.File{}}
 	if p.Cookie != 0 {
-		c.boot = fmt.Sprintf("%s/%d", c.boot, p.Cookie)
+		c.origin = fmt.Sprintf("%s/%d", c.origin, p.Cookie)
 	}
 	return c, nil
 }
@@ -119,7 +119,7 @@ type record struct {
 	index  int // of the interface, which may be a new one of the same name
 	value  string
 	router string // net.ipv4.ip_forward
-	boot   string
+	origin string
 }
 
 // routerSince tells whether somebody made the host a router since the record
@@ -135,22 +135,22 @@ func (c *claims) path(link string) string { return filepath.Join(c.dir, "forward
 func (c *claims) read(f *os.File) (r record, ok bool) {
 	text := make([]byte, 128)
 	n, _ := f.ReadAt(text, 0)
-	_, err := fmt.Sscanf(string(text[:n]), "%d %s %s %s\n", &r.index, &r.value, &r.router, &r.boot)
-	return r, err == nil && c.isOf(r.boot)
+	_, err := fmt.Sscanf(string(text[:n]), "%d %s %s %s\n", &r.index, &r.value, &r.router, &r.origin)
+	return r, err == nil && c.isOf(r.origin)
 }
 
 // isOf tells whether what a file says is of this boot and network namespace. Of
 // the namespace it may say nothing.
-func (c *claims) isOf(boot string) bool {
-	kernel, _, _ := strings.Cut(c.boot, "/")
-	return boot == c.boot || boot == kernel
+func (c *claims) isOf(origin string) bool {
+	kernel, _, _ := strings.Cut(c.origin, "/")
+	return origin == c.origin || origin == kernel
 }
 
 func writeRecord(f *os.File, r record) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s %s %s\n", r.index, r.value, r.router, r.boot), 0)
+	_, err := f.WriteAt(fmt.Appendf(nil, "%d %s %s %s\n", r.index, r.value, r.router, r.origin), 0)
 	return err
 }
 
@@ -278,7 +278,7 @@ func (c *claims) present(k kernel, link string) (record, error) {
 		return record{}, err
 	}
 	router, err := k.Sysctl(routerKey)
-	return record{index, value, router, c.boot}, err
+	return record{index, value, router, c.origin}, err
 }
 
 // madeRouterSince tells whether somebody made the host a router since a link

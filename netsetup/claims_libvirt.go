@@ -27,7 +27,7 @@ type started struct {
 	Index  int                       `json:"index,omitempty"` // of the bridge; 0: the start was not seen to its end
 	Router string                    `json:"router"`          // net.ipv4.ip_forward before, which libvirt sets
 	Links  map[string]linkForwarding `json:"links"`           // and with it that of every link
-	Boot   string                    `json:"boot,omitempty"`  // as of claims; "": not noted
+	Origin string                    `json:"boot,omitempty"`  // as of claims; "": not noted
 }
 
 type linkForwarding struct {
@@ -107,7 +107,7 @@ func (c *claims) beforeStart(k kernel, o joinLibvirt) (started, error) {
 		return started{}, err
 	}
 	defer host.Close()
-	s := started{Name: o.Name, Bridge: o.Bridge, Boot: c.boot}
+	s := started{Name: o.Name, Bridge: o.Bridge, Origin: c.origin}
 	if s.Router, err = k.Sysctl(routerKey); err != nil {
 		return s, err
 	}
@@ -310,7 +310,7 @@ func (c *claims) readStarted(f *os.File) (started, bool) {
 	if err != nil || strings.TrimSpace(string(text)) == "" {
 		return s, false
 	}
-	return s, json.Unmarshal(text, &s) == nil && (s.Boot == "" || c.isOf(s.Boot))
+	return s, json.Unmarshal(text, &s) == nil && (s.Origin == "" || c.isOf(s.Origin))
 }
 
 // writeStarted overwrites the file in place, for its lock is the share.

@@ -26,7 +26,7 @@ func newRig(t *testing.T, b string) *rig {
 	f.filter = backends[b]
 	f.add(Link{Name: "br0", Kind: "bridge", Up: true, MTU: 9000})
 	r := &rig{t: t, dir: t.TempDir(), fake: f}
-	r.w = &effects{kernel: f, claims: &claims{boot: "boot", dir: r.dir, held: map[string]*os.File{}}}
+	r.w = &effects{kernel: f, claims: &claims{origin: "boot", dir: r.dir, held: map[string]*os.File{}}}
 	r.open()
 	return r
 }
@@ -185,8 +185,8 @@ func TestEveryUndoFails(t *testing.T) {
 func TestForwardingIsGivenBackByTheLast(t *testing.T) {
 	f := newFake()
 	dir := t.TempDir()
-	a := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
-	b := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
+	a := &claims{origin: "boot", dir: dir, held: map[string]*os.File{}}
+	b := &claims{origin: "boot", dir: dir, held: map[string]*os.File{}}
 	for _, c := range []*claims{a, b} {
 		if err := c.forward(f, "eth1"); err != nil {
 			t.Fatal(err)
@@ -203,7 +203,7 @@ func TestForwardingIsGivenBackByTheLast(t *testing.T) {
 
 func TestForwardingOfAnAdministratorStays(t *testing.T) {
 	f := newFake()
-	c := &claims{boot: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
+	c := &claims{origin: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
 	f.sysctls[forwardingKey("eth1")] = "1"
 	if err := c.forward(f, "eth1"); err != nil {
 		t.Fatal(err)
@@ -220,7 +220,7 @@ func TestForwardingOfAnAdministratorStays(t *testing.T) {
 // every link; taking a link's part of it away would cut containers off.
 func TestForwardingOfANewRouterStays(t *testing.T) {
 	f := newFake()
-	c := &claims{boot: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
+	c := &claims{origin: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
 	if err := c.forward(f, "eth1"); err != nil {
 		t.Fatal(err)
 	}
@@ -238,12 +238,12 @@ func TestForwardingOfANewRouterStays(t *testing.T) {
 func TestForwardingFoundElsewhereIsVoid(t *testing.T) {
 	for boot, want := range map[string]string{"boot/1": "0", "boot": "0", "boot/2": "1", "earlier/1": "1"} {
 		f, dir := newFake(), t.TempDir()
-		killed := &claims{boot: boot, dir: dir, held: map[string]*os.File{}}
+		killed := &claims{origin: boot, dir: dir, held: map[string]*os.File{}}
 		if err := killed.forward(f, "eth1"); err != nil {
 			t.Fatal(err)
 		}
 		killed.drop("eth1")
-		next := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
+		next := &claims{origin: "boot/1", dir: dir, held: map[string]*os.File{}}
 		if swept, err := next.sweep(f, "eth1"); err != nil || swept != (want == "0") {
 			t.Errorf("%s: swept %v, %v", boot, swept, err)
 		}

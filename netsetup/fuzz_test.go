@@ -98,7 +98,7 @@ func fakeKeeper(t *testing.T) (*keeper, *fake) {
 		t.Fatal(err)
 	}
 	k := &keeper{host: Host{Runtime: dir, State: filepath.Join(dir, "state")}, dir: dir, log: log, journal: j,
-		w:         &effects{kernel: world, claims: &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}},
+		w:         &effects{kernel: world, claims: &claims{origin: "boot", dir: dir, held: map[string]*os.File{}}},
 		followers: fanout.Fanout[Event]{Missed: missedEvents}, stop: func() {}, ports: map[string]*holding{}}
 	k.leaving.wake = sync.NewCond(&k.mu)
 	return k, world

@@ -99,7 +99,7 @@ func TestLibvirtIsStoppedByTheLast(t *testing.T) {
 		f, dir := newFake(), t.TempDir()
 		f.sysctls[forwardingKey("eth2")] = "1" // an administrator's
 		before := f.state()
-		both := []*claims{{boot: "boot", dir: dir, held: map[string]*os.File{}}, {boot: "boot", dir: dir, held: map[string]*os.File{}}}
+		both := []*claims{{origin: "boot", dir: dir, held: map[string]*os.File{}}, {origin: "boot", dir: dir, held: map[string]*os.File{}}}
 		for _, c := range both {
 			if err := c.joinLibvirt(f, joinDefault); err != nil {
 				t.Fatal(err)
@@ -148,7 +148,7 @@ func TestLibvirtIsLeft(t *testing.T) {
 	}
 	for _, tt := range tests {
 		f := newFake()
-		c := &claims{boot: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
+		c := &claims{origin: "boot", dir: t.TempDir(), held: map[string]*os.File{}}
 		if tt.before != nil {
 			tt.before(f)
 		}
@@ -175,8 +175,8 @@ func TestLibvirtIsLeft(t *testing.T) {
 func TestLibvirtRouterIsTakenBackLater(t *testing.T) {
 	f, dir := newFake(), t.TempDir()
 	before := f.state()
-	virt := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
-	nat := &claims{boot: "boot", dir: dir, held: map[string]*os.File{}}
+	virt := &claims{origin: "boot", dir: dir, held: map[string]*os.File{}}
+	nat := &claims{origin: "boot", dir: dir, held: map[string]*os.File{}}
 	if err := virt.joinLibvirt(f, joinDefault); err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestLibvirtIsSwept(t *testing.T) {
 	for _, seen := range []bool{true, false} {
 		f, dir := newFake(), t.TempDir()
 		before := f.state()
-		killed := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
+		killed := &claims{origin: "boot/1", dir: dir, held: map[string]*os.File{}}
 		if err := killed.joinLibvirt(f, joinDefault); err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +219,7 @@ func TestLibvirtIsSwept(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		next := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
+		next := &claims{origin: "boot/1", dir: dir, held: map[string]*os.File{}}
 		if line, err := next.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
 			t.Errorf("swept while somebody uses it: %q, %v", line, err)
 		}
@@ -241,13 +241,13 @@ func TestLibvirtIsSwept(t *testing.T) {
 // network namespace is void, and emptied by the first sweep.
 func TestLibvirtOfAnother(t *testing.T) {
 	f, dir := newFake(), t.TempDir()
-	gone := &claims{boot: "boot/1", dir: dir, held: map[string]*os.File{}}
+	gone := &claims{origin: "boot/1", dir: dir, held: map[string]*os.File{}}
 	if err := gone.joinLibvirt(f, joinDefault); err != nil {
 		t.Fatal(err)
 	}
 	gone.drop(libvirtPrefix + defaultUUID)
 	before := f.state()
-	next := &claims{boot: "boot/2", dir: dir, held: map[string]*os.File{}}
+	next := &claims{origin: "boot/2", dir: dir, held: map[string]*os.File{}}
 	if line, err := next.sweepFile(f, libvirtPrefix+defaultUUID); err != nil || line != "" {
 		t.Errorf("swept in another network namespace: %q, %v", line, err)
 	}
@@ -272,7 +272,7 @@ func TestLibvirtForgotten(t *testing.T) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeStarted(c.libvirtPath(defaultUUID), started{Name: "default", Boot: c.boot}); err != nil {
+	if err := writeStarted(c.libvirtPath(defaultUUID), started{Name: "default", Origin: c.origin}); err != nil {
 		t.Fatal(err)
 	}
 	line := fmt.Sprintf(`{"v":1,"in":{"net":%d,"pid":%d,"cookie":%d},"seq":1,"undo":{"op":"leave-libvirt","arg":{"uuid":%q}}}`+"\n",

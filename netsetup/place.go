@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// place is where a process is, by the inodes of its namespaces. What it does to
-// the host's network it does there, and only from there can it be undone.
+// place is where a process is: the inodes of its namespaces and, since inodes are
+// given again, the cookie of that of networks. What it does to the host's network it
+// does there, and only from there can it be undone.
 type place struct {
 	Net    uint64 `json:"net"`              // of networks: links, addresses, rules
 	PID    uint64 `json:"pid"`              // of processes: who is in sight in /proc
