@@ -42,6 +42,27 @@ func awaitAlone(t *testing.T) {
 	}
 }
 
+// TestHolderFirewall: a network that is held has its rules carried by what who asked
+// for it wished.
+func TestHolderFirewall(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	ctx, spec := context.Background(), specs()["nat"]
+	withEach(t, func(t *testing.T, h Host) {
+		if err := StartHolder(ctx, h, spec, nil); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := Inspect(ctx, h, spec.Name, spec.Dir); err != nil || r.Firewall != h.Firewall {
+			t.Errorf("%s carries the rules, %v; want %s", r.Firewall, err, h.Firewall)
+		}
+		if err := Down(ctx, h, spec.Name, spec.Dir); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestHold holds a network without a VM, through the death of its keeper, until
 // it is taken down.
 func TestHold(t *testing.T) {
