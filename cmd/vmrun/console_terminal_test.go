@@ -164,7 +164,7 @@ func TestTerminalLost(t *testing.T) {
 			}
 		})
 	}
-	vmrun(t, env, "exec", "--timeout", "10s", "vm", "--", "sh", "-c", "until [ -e "+ended+" ]; do sleep 0.1; done; kill -KILL $(cat "+deaf+")")
+	vmrun(t, env, "exec", "--timeout", "1m", "vm", "--", "sh", "-c", "until [ -e "+ended+" ]; do sleep 0.1; done; kill -KILL $(cat "+deaf+")")
 }
 
 // A signal ends top, and the terminal is as before.
