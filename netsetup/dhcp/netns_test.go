@@ -174,19 +174,19 @@ func TestPerfdhcp(t *testing.T) {
 	out := new(strings.Builder)
 	cmd.Stdout, cmd.Stderr = out, out
 	wire.inClients(cmd.Start)
-	err := cmd.Wait() // 3: there were drops
-	for _, m := range regexp.MustCompile(`drops ratio: (\S+) %|non unique addresses: (\S+)`).FindAllStringSubmatch(out.String(), -1) {
-		if f, parseErr := strconv.ParseFloat(m[1]+m[2], 64); parseErr != nil || f > 0.1 {
-			t.Errorf("perfdhcp, %v:\n%s", err, out)
-		}
+	err := cmd.Wait() // 3: there were drops, of which package integration judges how many: here other tests run beside
+	found := regexp.MustCompile(`(?s)REQUEST-ACK.*received packets: (\d+).*non unique addresses: (\d+)`).FindStringSubmatch(out.String())
+	if found == nil {
+		t.Fatalf("perfdhcp, %v:\n%s", err, out)
 	}
+	acknowledged, _ := strconv.Atoi(found[1])
 	bound := 0
 	for _, lease := range world.leases.List() {
 		if lease.State == Bound {
 			bound++
 		}
 	}
-	if bound < 900 {
-		t.Errorf("%d leases", bound)
+	if acknowledged == 0 || bound < acknowledged || found[2] != "0" {
+		t.Errorf("%d leases; perfdhcp, %v:\n%s", bound, err, out)
 	}
 }
