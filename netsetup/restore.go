@@ -31,6 +31,7 @@ type ruleNews struct {
 	mu     sync.Mutex
 	tables map[string]bool // of nftables
 	legacy bool
+	again  bool // legacy iptables are to be taken for changed: see restored
 	wake   chan struct{}
 }
 
@@ -49,6 +50,23 @@ func (n *ruleNews) note(change func()) {
 	case n.wake <- struct{}{}:
 	default: // there is news already
 	}
+}
+
+// restored notes that we have put rules back: who takes them away again before
+// legacy iptables are looked at leaves them as they were at the last look.
+func (n *ruleNews) restored() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.again = true
+}
+
+// anew tells whether restored was called since it was called last.
+func (n *ruleNews) anew() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	again := n.again
+	n.again = false
+	return again
 }
 
 // changed are those that may have lost something of ours.
@@ -89,6 +107,9 @@ func (k *keeper) followRules(ctx context.Context) {
 			if err != nil {
 				k.log.Error("restore rules", "cause", err)
 			}
+			if restored {
+				news.restored()
+			}
 			if restored || err != nil {
 				sleep(ctx, restorePause)
 			}
@@ -116,15 +137,16 @@ func (k *keeper) followTables(ctx context.Context, news *ruleNews) {
 func (k *keeper) followLegacy(ctx context.Context, news *ruleNews) {
 	tick := time.NewTicker(legacyPeriod)
 	defer tick.Stop()
-	last, told := "", false
+	last, again, told := "", false, false
 	for {
+		again = news.anew() || again // before the look
 		now, err := firewall.LegacyPrint()
 		switch {
 		case err != nil && !told:
 			k.log.Warn("follow iptables", "cause", err)
 			told = true
-		case err == nil && now != last:
-			last = now
+		case err == nil && (again || now != last):
+			last, again = now, false
 			news.note(func() { news.legacy = true })
 		}
 		select {
