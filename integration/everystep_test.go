@@ -49,8 +49,10 @@ var besideFirewalld = &others{[]string{"iptables", "daemons"}, func(t *testing.T
 }, ""}
 
 // stepped are the networks of TestEveryStepKilled. Under another kernel each case
-// takes seconds, so that fewer are done.
+// takes seconds, so that fewer are done, and begun first.
 var stepped = []steppedMode{
+	{"vlan", tenantUplink, sandbox.Run8021QNFT, []string{"nftables"}, 29, []string{"up"}, nil},
+	{"vlan", tenantUplink, sandbox.Run8021Q, []string{"iptables"}, 29, []string{"up"}, nil},
 	{"nat", natLAN, sandbox.Run, backends, 9, nil, nil},
 	{"host-only", hostOnlyLab, sandbox.Run, backends, 9, nil, nil},
 	{"bridge", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nuplink = \"eth2\"\n", sandbox.Run, backends, 9, nil, nil},
@@ -58,8 +60,6 @@ var stepped = []steppedMode{
 	{"joined", "[[nics]]\nnetwork = \"phys\"\n[networks.phys]\nmode = \"bridge\"\nbridge = \"br0\"\n", sandbox.Run, backends, 5, nil, nil},
 	{"libvirt", "[[nics]]\nnetwork = \"lan\"\n[networks.lan]\nmode = \"bridge\"\nlibvirt = \"default\"\n", sandbox.Run, []string{"nftables"}, 6, nil, besideLibvirt},
 	{"firewalld", natLAN, sandbox.Run, backends, 11, nil, besideFirewalld},
-	{"vlan", tenantUplink, sandbox.Run8021Q, []string{"iptables"}, 29, []string{"up"}, nil},
-	{"vlan", tenantUplink, sandbox.Run8021QNFT, []string{"nftables"}, 29, []string{"up"}, nil},
 }
 
 const tenantUplink = "[[nics]]\nnetwork = \"acme\"\n[networks.acme]\nmode = \"vlan\"\nuplink = \"eth2\"\nvlan = 10\nsubnet = \"10.72.0.0/24\"\n"
