@@ -13,8 +13,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/vmrun/vmrun/netsetup/firewall"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmrun/vmrun/netsetup/firewall"
 )
 
 // blue is a network namespace with a way out, for networks of its own.
@@ -293,18 +294,18 @@ func TestJoinPlan(t *testing.T) {
 	h, spec := testHost(t), specs()["nat"]
 	n := must(Attach(context.Background(), h, spec, testPort()))
 	facts := Facts{Firewall: firewall.Facts{Strangers: []string{"table inet other"}}}
-	join := func() (*Plan, error) {
+	join := func() (Plan, error) {
 		return NewJoinPlan(context.Background(), h, spec, []PortSpec{testPort()}, facts)
 	}
 	p, err := join()
-	if err != nil || p == nil || !p.Up || len(p.Warnings) != 1 {
+	if err != nil || !p.Up || len(p.Warnings) != 1 {
 		t.Errorf("plan %+v, %v; want one of a network that is up, with a warning", p, err)
 	}
 	saved := filepath.Join(netsFolder(h.Runtime), spec.folder(), specName)
 	if err := os.Remove(saved); err != nil { // as a keeper does at its end
 		t.Fatal(err)
 	}
-	if p, err := join(); p != nil || err != nil {
+	if p, err := join(); p.Up || err != nil {
 		t.Errorf("plan %+v, %v of a network that ends; want none", p, err)
 	}
 	if err := n.Close(); err != nil {

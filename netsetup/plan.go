@@ -49,22 +49,19 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 	if err != nil {
 		return Plan{}, fmt.Errorf("plan network %s: %w", spec.Name, err)
 	}
-	p := newPlan(r, n, ports)
+	p := newPlan(r, n, ports, facts)
 	p.Steps = texts(steps)
-	if r.Backend != "" {
-		p.Warnings = ruleWarnings(spec, r.Backend, facts)
-	}
 	return p, nil
 }
 
 // NewJoinPlan says what Attach would do for ports on a network that is up, and is
-// nil where it is not: NewPlan knows of none but the first member. A *ConflictError
+// empty where it is not: NewPlan knows of none but the first member. A *ConflictError
 // says that the network runs with another definition, an *ElsewhereError that it
 // does in another network namespace. Nothing is changed.
-func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts Facts) (*Plan, error) {
+func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts Facts) (Plan, error) {
 	r, err := runningAs(ctx, filepath.Join(netsFolder(h.Runtime), spec.folder()))
 	if errors.As(err, new(*NotFoundError)) || errors.Is(err, fs.ErrNotExist) { // the latter: it has just ended
-		return nil, nil
+		return Plan{}, nil
 	}
 	if err == nil {
 		err = r.Spec.unlike(spec)
@@ -74,14 +71,11 @@ func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts
 		id, err = instance(h.Runtime)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("plan network %s: %w", spec.Name, err)
+		return Plan{}, fmt.Errorf("plan network %s: %w", spec.Name, err)
 	}
-	p := newPlan(r, newNames(id, spec), ports)
+	p := newPlan(r, newNames(id, spec), ports, facts)
 	p.Up = true
-	if r.Backend != "" {
-		p.Warnings = ruleWarnings(spec, r.Backend, facts)
-	}
-	return &p, nil
+	return p, nil
 }
 
 // runningAs is what the network in a folder was brought up as; a *NotFoundError
@@ -109,7 +103,7 @@ func runningAs(ctx context.Context, dir string) (Resolved, error) {
 	return saved.Network, nil
 }
 
-func newPlan(r Resolved, n names, ports []PortSpec) Plan {
+func newPlan(r Resolved, n names, ports []PortSpec, facts Facts) Plan {
 	p := Plan{Network: r.Name, Bridge: r.Link, Steps: []Step{}}
 	if r.Subnet.IsValid() {
 		p.Subnet = r.Subnet.String()
@@ -117,6 +111,9 @@ func newPlan(r Resolved, n names, ports []PortSpec) Plan {
 	for _, port := range ports {
 		p.Ports = append(p.Ports, PortPlan{VM: port.VM, NIC: port.NIC, MAC: port.MAC,
 			Link: n.tap(port), Steps: texts(planPort(r, n, port))})
+	}
+	if r.Backend != "" {
+		p.Warnings = ruleWarnings(r.Spec, r.Backend, facts)
 	}
 	return p
 }

@@ -89,13 +89,11 @@ func (p *launchPlan) planNetworks(ctx context.Context, host vm.Host) error {
 	}
 	for _, spec := range specs {
 		n, err := netsetup.NewJoinPlan(ctx, networkHost(host), spec, ports[spec], facts)
-		if n == nil && err == nil {
-			var first netsetup.Plan
-			first, err = netsetup.NewPlan(spec, ports[spec], instance, facts)
-			n = &first
+		if err == nil && !n.Up {
+			n, err = netsetup.NewPlan(spec, ports[spec], instance, facts)
 		}
 		if err == nil {
-			p.Networks = append(p.Networks, *n)
+			p.Networks = append(p.Networks, n)
 		} else if err := p.unknown(err, host); err != nil {
 			return err
 		}
