@@ -37,13 +37,7 @@ func TestNetUpTakenDown(t *testing.T) {
 // holder hears it.
 func takenDown(t *testing.T, dir string) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(dir, "keeper.sock"), Net: "unixpacket"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenAsKeeper(t, dir)
 	done := make(chan bool)
 	t.Cleanup(func() { l.Close(); <-done })
 	go func() {
@@ -62,6 +56,19 @@ func takenDown(t *testing.T, dir string) {
 			}
 		}
 	}()
+}
+
+// listenAsKeeper has a network's folder and a keeper's socket in it.
+func listenAsKeeper(t *testing.T, dir string) *net.UnixListener {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(dir, "keeper.sock"), Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // TestNetUpInterrupted: whatever a signal cuts short, net up takes back what it has
@@ -124,13 +131,7 @@ func (k *interrupter) isDown() bool {
 // listen serves until the test has ended.
 func (k *interrupter) listen(t *testing.T, dir string) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(dir, "keeper.sock"), Net: "unixpacket"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenAsKeeper(t, dir)
 	var served sync.WaitGroup
 	t.Cleanup(func() { l.Close(); served.Wait() })
 	served.Go(func() {
