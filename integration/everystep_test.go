@@ -49,7 +49,7 @@ var besideFirewalld = &others{[]string{"iptables", "daemons"}, func(t *testing.T
 }, ""}
 
 // stepped are the networks of TestEveryStepKilled. Under another kernel each case
-// takes seconds, so that fewer are done, and begun first.
+// takes seconds: fewer are done, and they begin first.
 var stepped = []steppedMode{
 	{"vlan", tenantUplink, sandbox.Run8021QNFT, []string{"nftables"}, 29, []string{"up"}, nil},
 	{"vlan", tenantUplink, sandbox.Run8021Q, []string{"iptables"}, 29, []string{"up"}, nil},

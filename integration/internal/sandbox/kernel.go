@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func Run8021QNFT(t *testing.T, body func(t *testing.T)) {
 type kernel struct {
 	name    string // as a feature
 	missing func() error
-	command func(*testing.T) (*exec.Cmd, error) // starts it
+	command func(ctx context.Context, t *testing.T, binary string) (*exec.Cmd, error) // starts it; its first process is the binary
 }
 
 // run is Run under the kernel.
@@ -83,7 +84,13 @@ func (k kernel) run(t *testing.T, body func(t *testing.T)) {
 	}
 	runtime.LockOSThread() // as in follow, for what command starts
 	defer runtime.UnlockOSThread()
-	cmd, err := k.command(t)
+	binary, err := os.Executable()
+	if err != nil {
+		t.Fatalf("find test binary: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, slowLimit))
+	defer cancel()
+	cmd, err := k.command(ctx, t, binary)
 	if err != nil {
 		t.Fatal(err)
 	}

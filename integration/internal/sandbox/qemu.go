@@ -46,14 +46,10 @@ func qemuMissing() error {
 //go:embed share.sh
 var shareScript string
 
-func qemuCommand(t *testing.T) (*exec.Cmd, error) {
+func qemuCommand(ctx context.Context, t *testing.T, binary string) (*exec.Cmd, error) {
 	debian, err := feature.Kernel()
 	if err != nil {
 		return nil, err
-	}
-	binary, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find test binary: %w", err)
 	}
 	words, err := bootWords(t, job{Slowness: 30, Modules: filepath.Dir(debian.Modules)}, binary)
 	if err != nil {
@@ -68,8 +64,6 @@ func qemuCommand(t *testing.T) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, slowLimit))
-	t.Cleanup(cancel)
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "pc,accel=tcg,memory-backend=memory", "-cpu", "qemu64", "-smp", "2", "-m", "2G",

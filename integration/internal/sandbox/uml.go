@@ -20,7 +20,8 @@ const (
 )
 
 // RunUML is Run under User-Mode Linux, on this machine's own file system, where all
-// takes about seven times as long. It needs Debian's packages user-mode-linux, kmod, gcc and libc6-dev.
+// takes about seven times as long. It needs Debian's packages user-mode-linux, kmod,
+// gcc and libc6-dev.
 func RunUML(t *testing.T, body func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(roleVariable) == "" && raceDetector {
@@ -41,21 +42,15 @@ func umlMissing() error {
 	return nil
 }
 
-func umlCommand(t *testing.T) (*exec.Cmd, error) {
+func umlCommand(ctx context.Context, t *testing.T, binary string) (*exec.Cmd, error) {
 	words, err := bootWords(t, job{Slowness: 7, Modules: umlModules, Legacy: true})
 	if err != nil {
 		return nil, err
-	}
-	binary, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find test binary: %w", err)
 	}
 	preload, err := compilePreload(t)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), remaining(t, slowLimit))
-	t.Cleanup(cancel)
 	args := []string{
 		"mem=2G", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
 		"con0=null,fd:1", "con=null", "uml_dir=" + t.TempDir() + "/", "init=" + binary,
