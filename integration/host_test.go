@@ -199,7 +199,8 @@ func (h *host) logs() string {
 
 // kill sends a signal to the processes of the sandbox whose command holds one of
 // the words, to all of them at once, and fails the test if a word finds none. It
-// returns those processes.
+// returns those processes. If they are to be killed, all have stopped before the
+// first one dies, so that none of them sees another's end.
 func kill(t *testing.T, signal unix.Signal, words ...string) []hoststate.Process {
 	t.Helper()
 	running, err := hoststate.Running()
@@ -218,13 +219,38 @@ func kill(t *testing.T, signal unix.Signal, words ...string) []hoststate.Process
 			t.Errorf("no process runs %q: %v", word, running)
 		}
 	}
-	for _, p := range victims {
-		// One may die of another's end.
+	if signal == unix.SIGKILL && len(victims) > 1 {
+		send(t, unix.SIGSTOP, victims)
+		awaitStop(t, victims)
+	}
+	send(t, signal, victims)
+	return victims
+}
+
+func send(t *testing.T, signal unix.Signal, processes []hoststate.Process) {
+	t.Helper()
+	for _, p := range processes {
+		// One may have ended of itself.
 		if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 			t.Errorf("kill %d (%s): %v", p.PID, p.Command, err)
 		}
 	}
-	return victims
+}
+
+// awaitStop waits until processes that were sent SIGSTOP have stopped, or ended.
+func awaitStop(t *testing.T, processes []hoststate.Process) {
+	t.Helper()
+	limit, again := time.After(restoreLimit()), time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for _, p := range processes {
+		for !p.Stopped() {
+			select {
+			case <-limit:
+				t.Fatalf("%d (%s) does not stop", p.PID, p.Command)
+			case <-again.C:
+			}
+		}
+	}
 }
 
 // awaitEnd waits until processes have ended, children or not.

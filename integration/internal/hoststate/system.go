@@ -2,6 +2,7 @@ package hoststate
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -72,6 +73,22 @@ func filters() ([]string, error) {
 type Process struct {
 	PID     int
 	Command string // its arguments; "(name)" where it has none, or none any more
+}
+
+// stoppedThread is a thread in proc(5)'s stat that no longer runs until a signal
+// continues it, or that has ended.
+var stoppedThread = regexp.MustCompile(`\) [TtZX] `)
+
+// Stopped tells whether a signal has stopped all of p, or p has ended.
+func (p Process) Stopped() bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID))
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if err == nil && !stoppedThread.Match(stat) {
+			return false
+		}
+	}
+	return true
 }
 
 // Running are the processes of the caller's process namespace, one that is just
