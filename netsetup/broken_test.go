@@ -20,12 +20,15 @@ func TestBridgeDeleted(t *testing.T) {
 	ip(t, "link", "del", "br0")
 	before := hostState(t)
 	for _, name := range []string{"nat", "bridge-uplink", "bridge-join"} {
-		for what, members := range map[string]int{"members": 2, "a holder": 0} {
+		for what, c := range map[string]struct {
+			members int
+			killed  bool // the keeper, too
+		}{"members": {2, false}, "a holder": {0, false}, "members and a killed keeper": {2, true}} {
 			t.Run(name+" with "+what, func(t *testing.T) {
 				if name == "bridge-join" {
 					ip(t, "link", "add", "br0", "up", "type", "bridge")
 				}
-				deleteBridge(t, h, specs()[name], members)
+				deleteBridge(t, h, specs()[name], c.members, c.killed)
 				leftNothing(t, h, before, hostState)
 			})
 		}
@@ -34,7 +37,7 @@ func TestBridgeDeleted(t *testing.T) {
 
 // deleteBridge deletes the bridge of a network with a holder and members, and then
 // lets those go.
-func deleteBridge(t *testing.T, h Host, spec Spec, members int) {
+func deleteBridge(t *testing.T, h Host, spec Spec, members int, killed bool) {
 	ctx := context.Background()
 	if err := StartHolder(ctx, h, spec, nil); err != nil {
 		t.Fatal(err)
@@ -55,6 +58,13 @@ func deleteBridge(t *testing.T, h Host, spec Spec, members int) {
 		t.Errorf("heard %+v of bridge %s", e.Data, bridge)
 	}
 	inState(t, h, spec, Broken)
+	if killed {
+		kill(t, only(t))
+		heard.next(KeeperDied)
+		heard.next(Adopted)
+		heard.next(Broke)
+		inState(t, h, spec, Broken)
+	}
 	if list, err := List(ctx, h); err != nil || len(list) != 1 || list[0].State != Broken {
 		t.Errorf("list %+v, %v; want it broken", list, err)
 	}
@@ -70,19 +80,27 @@ func deleteBridge(t *testing.T, h Host, spec Spec, members int) {
 	}
 	heard.next(WentDown)
 	awaitAlone(t)
-	if n := warnings(h) - told; n != 1 {
+	want := 1
+	if killed {
+		want++ // the next keeper's
+	}
+	if n := warnings(h) - told; n != want {
 		t.Errorf("told %d times:\n%s", n, keeperLogs(h))
 	}
 }
 
-// isRefused tries to join a network whose bridge is gone, before anything is done.
+// isRefused tries to join and to hold a network whose bridge is gone, and to plan
+// that, before anything is done.
 func isRefused(t *testing.T, h Host, spec Spec, port PortSpec, bridge string) {
 	t.Helper()
 	opened := strings.Count(keeperLogs(h), "open TAP")
-	_, err := Attach(context.Background(), h, spec, port)
-	var missing *MissingError
-	if !errors.As(err, &missing) || missing.Feature != "bridge" || !strings.Contains(err.Error(), bridge) {
-		t.Errorf("join: %v", err)
+	_, joins := Attach(context.Background(), h, spec, port)
+	_, plans := NewJoinPlan(context.Background(), h, spec, []PortSpec{port}, Facts{})
+	for what, err := range map[string]error{"join": joins, "plan": plans, "hold": StartHolder(context.Background(), h, spec, nil)} {
+		var missing *MissingError
+		if !errors.As(err, &missing) || missing.Feature != "bridge" || !strings.Contains(err.Error(), bridge) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 	if strings.Count(keeperLogs(h), "open TAP") != opened {
 		t.Errorf("who was refused got a TAP:\n%s", keeperLogs(h))

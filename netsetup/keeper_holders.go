@@ -44,6 +44,9 @@ func (k *keeper) takeHold(conn *net.UnixConn, who peer, r holdRequest) reply {
 	if err := k.network.Spec.unlike(r.Net); err != nil {
 		return reply{Refused: newRefusal(err)}
 	}
+	if err := k.checkBridge(); err != nil && !r.Again {
+		return reply{Refused: newRefusal(err)}
+	}
 	old := k.held
 	if old != nil && old.id != r.ID && !old.draining {
 		if !sameGroup(old.group, r.Group) {

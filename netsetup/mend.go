@@ -167,13 +167,17 @@ func (k *keeper) lostBridge() bool {
 	return lost
 }
 
-// checkBridge is why nobody can join the network any more; nil while its bridge is
-// there.
+// checkBridge is why nobody can join or hold the network any more; nil while its
+// bridge is there.
 func (k *keeper) checkBridge() error {
 	if _, err := k.w.kernel.Index(k.network.Link); errors.Is(err, errGone) {
-		return &MissingError{Feature: "bridge", Reason: fmt.Sprintf("somebody has deleted its bridge %s", k.network.Link)}
+		return bridgeGone(k.network.Link)
 	}
 	return nil
+}
+
+func bridgeGone(bridge string) error {
+	return &MissingError{Feature: "bridge", Reason: fmt.Sprintf("somebody has deleted its bridge %s", bridge)}
 }
 
 // lastingSteps are those whose effect stays while the network is up, and that

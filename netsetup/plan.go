@@ -57,7 +57,8 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 // NewJoinPlan says what Attach would do for ports on a network that is up, and is
 // empty where it is not: NewPlan knows of none but the first member. A *ConflictError
 // says that the network runs with another definition, an *ElsewhereError that it
-// does in another network namespace. Nothing is changed.
+// does in another network namespace, a *MissingError that its bridge is gone. Nothing
+// is changed.
 func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts Facts) (Plan, error) {
 	r, err := runningAs(ctx, filepath.Join(netsFolder(h.Runtime), spec.folder()))
 	if errors.As(err, new(*NotFoundError)) || errors.Is(err, fs.ErrNotExist) { // the latter: it has just ended
@@ -85,8 +86,11 @@ func runningAs(ctx context.Context, dir string) (Resolved, error) {
 	if err != nil {
 		return Resolved{}, err
 	}
-	if report.State == KeeperGone {
+	switch report.State {
+	case KeeperGone:
 		return Resolved{}, notInUse(dir)
+	case Broken:
+		return Resolved{}, bridgeGone(report.Bridge)
 	}
 	saved, err := loadSpec(filepath.Join(dir, specName))
 	if err != nil {

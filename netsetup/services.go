@@ -151,6 +151,9 @@ func (s *services) dnsPort() int {
 func (s *services) start(k *keeper) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.ctx, s.stop = ctx, cancel
+	if k.checkBridge() != nil {
+		return nil // adopted without it: nobody is left to serve
+	}
 	if s.network.DHCP {
 		if err := s.startDHCP(ctx, k); err != nil {
 			return err
