@@ -32,9 +32,10 @@ check:
 	$(GO) tool staticcheck ./...
 
 # Every package's own tests. Some make namespaces of their own: see TESTING in
-# ARCHITECTURE.md.
+# ARCHITECTURE.md. Those mostly wait, so that more run at once than there are
+# processors.
 unit:
-	$(AS_ROOT) env VMRUN_TEST_MUST="$(VMRUN_TEST_MUST)" $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /integration)
+	$(AS_ROOT) env VMRUN_TEST_MUST="$(VMRUN_TEST_MUST)" $(GO) test -race -timeout 20m -parallel $$((2 * $$(nproc))) $$($(GO) list ./... | grep -v /integration)
 
 # Real kernels, real QEMU, real guests. One more test runs at once than there are
 # processors: half of the time each waits, for DHCP that does not come, say.

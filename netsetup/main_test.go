@@ -127,7 +127,8 @@ const inside = "VMRUN_TEST_INSIDE"
 
 // inNamespaces runs the calling test again, alone, as pid 1 of network, mount
 // and process namespaces of its own: nothing of the host can be touched, and
-// nothing outlives it. It returns true in there.
+// nothing outlives it. It returns true in there. Such tests run in parallel, but for
+// the long form, which judges times.
 func inNamespaces(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(inside) == t.Name() {
@@ -136,6 +137,9 @@ func inNamespaces(t *testing.T) bool {
 	}
 	if os.Geteuid() != 0 || unix.Access("/dev/net/tun", unix.R_OK|unix.W_OK) != nil {
 		skip(t, "root", "needs root and /dev/net/tun")
+	}
+	if !long() {
+		t.Parallel()
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), inside+"="+t.Name())
