@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -94,6 +95,8 @@ func (f *fake) Trusted(link string) (bool, error) {
 	defer f.mu.Unlock()
 	return f.trusted[link], nil
 }
+
+func (f *fake) AwaitFirewalld(context.Context) {}
 
 func (f *fake) Trust(link string) error {
 	f.mu.Lock()

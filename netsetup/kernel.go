@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"context"
 	"net/netip"
 	"os"
 
@@ -65,4 +66,6 @@ type kernel interface {
 	Trusted(link string) (bool, error)
 	Trust(link string) error
 	Distrust(link string) error
+	// AwaitFirewalld waits a moment for a firewalld that is making its rules.
+	AwaitFirewalld(context.Context)
 }

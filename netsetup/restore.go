@@ -103,7 +103,7 @@ func (k *keeper) followRules(ctx context.Context) {
 				return
 			}
 			sleep(ctx, settleTime)
-			restored, err := k.restoreRules(news.take(firewall.Table(k.names.id)))
+			restored, err := k.restoreRules(ctx, news.take(firewall.Table(k.names.id)))
 			if err != nil {
 				k.log.Error("restore rules", "cause", err)
 			}
@@ -160,18 +160,17 @@ func (k *keeper) followLegacy(ctx context.Context, news *ruleNews) {
 // restoreRules puts back those of the network's rules that are lost, and has
 // others' iptables hear of the network that did not filter before. It looks only
 // at what has changed.
-func (k *keeper) restoreRules(c changed) (restored bool, err error) {
+func (k *keeper) restoreRules(ctx context.Context, c changed) (restored bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.phase != up || c == (changed{}) {
-		return false, nil
+	lost, blocking, err := k.lostRules(c)
+	if len(lost) > 0 || c.firewalld { // it may have been firewalld, and not be done
+		k.mu.Unlock()
+		k.w.kernel.AwaitFirewalld(ctx)
+		k.mu.Lock()
+		lost, blocking, err = k.lostRules(c)
 	}
-	blocking, err := k.blocking(c.iptables)
-	if err != nil {
-		return false, err
-	}
-	lost, err := k.w.kernel.LostRules(k.rules(c.ours, c.iptables, blocking))
-	if err != nil {
+	if err != nil || k.phase != up {
 		return false, err
 	}
 	var errs []error
@@ -187,6 +186,20 @@ func (k *keeper) restoreRules(c changed) (restored bool, err error) {
 		errs = append(errs, k.restoreTrust())
 	}
 	return len(lost) > 0, errors.Join(errs...)
+}
+
+// lostRules are those of the network's rules that are lost, and others' iptables
+// that have to hear of it.
+func (k *keeper) lostRules(c changed) ([]firewall.Rules, []firewall.Filter, error) {
+	if k.phase != up || c == (changed{}) {
+		return nil, nil, nil
+	}
+	blocking, err := k.blocking(c.iptables)
+	if err != nil {
+		return nil, nil, err
+	}
+	lost, err := k.w.kernel.LostRules(k.rules(c.ours, c.iptables, blocking))
+	return lost, blocking, err
 }
 
 // restoreTrust has firewalld trust the network's bridge if it does not: because

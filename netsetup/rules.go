@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -40,6 +41,8 @@ func (h *host) Trusted(link string) (bool, error) {
 func (h *host) Trust(link string) error { return gone(h.firewall.Trust(link)) }
 
 func (h *host) Distrust(link string) error { return gone(h.firewall.Distrust(link)) }
+
+func (h *host) AwaitFirewalld(ctx context.Context) { h.firewall.AwaitFirewalld(ctx) }
 
 func gone(err error) error {
 	if errors.Is(err, firewall.ErrAbsent) {

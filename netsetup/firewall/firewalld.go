@@ -57,6 +57,20 @@ func (h *Host) Distrust(link string) error {
 	return err
 }
 
+// busyTimeout bounds what a firewalld at work is waited for: rules that are lost have
+// to be back within a second.
+const busyTimeout = 500 * time.Millisecond
+
+// AwaitFirewalld waits, for half a second at most, until a firewalld that starts or
+// reloads has done so: it answers nobody meanwhile. Who changes rules while it does
+// can make it fail, since ebtables-restore of iptables 1.8.9 does not find the rules
+// that it has to delete when it tries again.
+func (h *Host) AwaitFirewalld(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
+	defer cancel()
+	call(ctx, "getDefaultZone", nil) // any answer will do, and none if it does not run
+}
+
 // askFirewalld calls a method of its zones. A firewalld that does not filter in
 // this network namespace is none.
 func (h *Host) askFirewalld(method string, answer any, args ...any) error {
@@ -69,13 +83,18 @@ func (h *Host) askFirewalld(method string, answer any, args ...any) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), firewalldTimeout)
 	defer cancel()
+	return call(ctx, "zone."+method, answer, args...)
+}
+
+// call calls a method of firewalld's, and stores the answer if that is not nil.
+func call(ctx context.Context, method string, answer any, args ...any) error {
 	bus, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("ask firewalld: %w", err)
 	}
 	defer bus.Close()
 	call := bus.Object(firewalldName, firewalldPath).
-		CallWithContext(ctx, firewalldName+".zone."+method, dbus.FlagNoAutoStart, args...)
+		CallWithContext(ctx, firewalldName+"."+method, dbus.FlagNoAutoStart, args...)
 	if e, ok := errors.AsType[dbus.Error](call.Err); ok && strings.HasSuffix(e.Name, ".NameHasNoOwner") {
 		return fmt.Errorf("firewalld is %w", ErrAbsent)
 	}
