@@ -69,7 +69,6 @@ const tenantUplink = "[[nics]]\nnetwork = \"acme\"\n[networks.acme]\nmode = \"vl
 // it down, and gc at each step of its own. The host has to be as before each
 // time. How many cases there are follows from what `vmrun plan` says.
 func TestEveryStepKilled(t *testing.T) {
-	t.Parallel()
 	buildFaulty(t)
 	for _, mode := range stepped {
 		for _, backend := range mode.backends {

@@ -76,8 +76,9 @@ type Process struct {
 }
 
 // stoppedThread is a thread in proc(5)'s stat that no longer runs until a signal
-// continues it, or that has ended.
-var stoppedThread = regexp.MustCompile(`\) [TtZX] `)
+// continues it, or that has ended. One that the kernel can't interrupt stops before
+// it runs again: it may wait for a child of vfork(2) that has stopped itself.
+var stoppedThread = regexp.MustCompile(`\) [TtDZX] `)
 
 // Stopped tells whether a signal has stopped all of p, or p has ended.
 func (p Process) Stopped() bool {
