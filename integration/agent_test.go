@@ -95,7 +95,7 @@ func treeOf(t *testing.T, dir string) string {
 
 // What exec and cp promise, with a guest of each agent.
 func TestAgents(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	guest := debian.Find(t)
 	for _, tt := range []struct {
 		name    string

@@ -93,7 +93,7 @@ func TestBackground(t *testing.T) {
 // Stop waits for a guest that hears its button, and ends one that hangs in its
 // BIOS, looking for something to boot from.
 func TestStopInBackground(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name, wait, grace, says string
 		boot                    func(t *testing.T) string

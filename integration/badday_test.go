@@ -174,7 +174,7 @@ func listen(t *testing.T, _ *host) {
 }
 
 func TestBadDays(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, day := range badDays {
 		t.Run(day.name, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 // The guest is one more machine on the LAN: it has its address from there and
 // is reached from there.
 func TestBridge(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name, network string
 		prepare       func(*testing.T, *host)

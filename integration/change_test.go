@@ -75,7 +75,7 @@ func TestSnapshot(t *testing.T) {
 // Disks and cards come and go in a running guest, on either machine that takes
 // them, and what is not taken away goes with the VM.
 func TestAttach(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, machineType := range []string{"q35", "pc"} {
 		t.Run(machineType, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {
@@ -171,7 +171,7 @@ func TestSnapshotOtherNetwork(t *testing.T) {
 // What was attached comes back with a snapshot, at its place on either machine, and
 // can be detached then. A disk that is gone is told before anything ends.
 func TestSnapshotAttached(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, machineType := range []string{"q35", "pc"} {
 		t.Run(machineType, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {

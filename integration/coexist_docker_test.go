@@ -80,7 +80,7 @@ func startDocker(t *testing.T, bystander *sandbox.Namespace) {
 // Docker drops what it does not know, whether it was there first or comes later.
 // Its rules stay as they are.
 func TestDocker(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, when := range []string{"before", "after"} {
 		t.Run("rules "+when, func(t *testing.T) {
 			besideOthers(t, func(t *testing.T, h *host) { besideDockerRules(t, h, when == "before") })

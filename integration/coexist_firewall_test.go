@@ -18,7 +18,7 @@ if ping -c1 -W5 10.70.0.1 >/dev/null; then echo "ping: yes"; else echo "ping: no
 // know, whether it begins while they run or did before, and through its reload;
 // nobody else gets more than before.
 func TestUFW(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	besideOthers(t, func(t *testing.T, h *host) {
 		world.InstallUFW(t)
 		lan, neighbour := newOutside(t, h, "10.70.0.0/24")
@@ -76,7 +76,7 @@ func TestUFW(t *testing.T) {
 
 // With br_netfilter, iptables decides on frames between ports of a bridge as well.
 func TestBridgeNetfilter(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	besideOthers(t, func(t *testing.T, h *host) {
 		writeSetting(t, "net/bridge/bridge-nf-call-iptables", "1")
 		left, right := sandbox.NewNamespace(t), sandbox.NewNamespace(t)
@@ -148,7 +148,7 @@ func serveFirewalld(t *testing.T, backend string) *world.Daemon {
 // firewalld rejects what comes by a bridge that it does not know, and throws
 // others' rules away whenever it starts or reads its configuration anew.
 func TestFirewalld(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run("firewalld by "+backend, func(t *testing.T) {
 			besideOthers(t, func(t *testing.T, h *host) {

@@ -82,7 +82,7 @@ func TestOtherDHCPServer(t *testing.T) {
 // address, or by one for each that ever comes. It goes on serving the host, and
 // guests are served by their network.
 func TestDnsmasqOnEveryAddress(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for name, option := range map[string]string{
 		"any": "--log-queries", "bind-interfaces": "--bind-interfaces", "bind-dynamic": "--bind-dynamic",
 	} {

@@ -250,7 +250,7 @@ func TestKilledSupervisorsPort(t *testing.T) {
 // When all was killed at once, the next command that has to do with networks
 // restores the host, also when those that were killed are not yet gone.
 func TestNextCommandRestores(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, next := range []struct {
 		name    string
 		network string // of the next run; "": no run
@@ -297,7 +297,7 @@ func TestNextCommandRestores(t *testing.T) {
 
 // Commands that are about something else restore the host as well.
 func TestAnyCommandRestores(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {

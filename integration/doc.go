@@ -18,6 +18,6 @@
 //
 // Each test runs in a sandbox and takes the host's state before and after. It
 // neither needs nor touches the machine's own network, and its processes end
-// with it. A test of several sandboxes is parallel as they are, so that others
-// go on while its last ones wait, unless it loads the machine or judges times.
+// with it. A test of several sandboxes is parallel as they are (beside), unless
+// it loads the machine or judges times.
 package integration

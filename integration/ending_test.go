@@ -11,7 +11,7 @@ import (
 
 // A signal ends the VM in order, with a code that tells which signal it was.
 func TestSignals(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		signal unix.Signal
 		code   int

@@ -35,7 +35,7 @@ func look(frames []world.Frame) sent {
 // What a guest sends with a tag, or from another MAC than its own, stays inside
 // unless the profile lets it out.
 func TestGuard(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name, nic string
 		want      sent

@@ -43,6 +43,15 @@ func newHost(t *testing.T) *host {
 	return (&host{Namespace: sandbox.Current(t), dir: mkdir(t, "/run/first")}).logged(t)
 }
 
+// beside lets a test of several sandboxes run in parallel, as those do: others go
+// on while its last ones wait. Not in the long form, which judges times.
+func beside(t *testing.T) {
+	t.Helper()
+	if !feature.Long() {
+		t.Parallel()
+	}
+}
+
 // onEachFirewall runs a test on a host whose rules nftables carries, and on one
 // where iptables does.
 func onEachFirewall(t *testing.T, f func(t *testing.T, h *host)) {
@@ -199,8 +208,7 @@ func (h *host) logs() string {
 
 // kill sends a signal to the processes of the sandbox whose command holds one of
 // the words, to all of them at once, and fails the test if a word finds none. It
-// returns those processes. If they are to be killed, all have stopped before the
-// first one dies, so that none of them sees another's end.
+// returns those processes. SIGKILL is killTogether's.
 func kill(t *testing.T, signal unix.Signal, words ...string) []hoststate.Process {
 	t.Helper()
 	running, err := hoststate.Running()
@@ -219,12 +227,23 @@ func kill(t *testing.T, signal unix.Signal, words ...string) []hoststate.Process
 			t.Errorf("no process runs %q: %v", word, running)
 		}
 	}
-	if signal == unix.SIGKILL && len(victims) > 1 {
-		send(t, unix.SIGSTOP, victims)
-		awaitStop(t, victims)
+	if signal == unix.SIGKILL {
+		killTogether(t, victims)
+	} else {
+		send(t, signal, victims)
 	}
-	send(t, signal, victims)
 	return victims
+}
+
+// killTogether kills processes when all have stopped, so that none sees another
+// one's end.
+func killTogether(t *testing.T, processes []hoststate.Process) {
+	t.Helper()
+	if len(processes) > 1 {
+		send(t, unix.SIGSTOP, processes)
+		awaitStop(t, processes)
+	}
+	send(t, unix.SIGKILL, processes)
 }
 
 func send(t *testing.T, signal unix.Signal, processes []hoststate.Process) {
@@ -232,7 +251,7 @@ func send(t *testing.T, signal unix.Signal, processes []hoststate.Process) {
 	for _, p := range processes {
 		// One may have ended of itself.
 		if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
-			t.Errorf("kill %d (%s): %v", p.PID, p.Command, err)
+			t.Fatalf("kill %d (%s): %v", p.PID, p.Command, err)
 		}
 	}
 }
@@ -277,8 +296,7 @@ func awaitEnd(t *testing.T, processes ...hoststate.Process) {
 }
 
 // killStrangers kills every process that came since, those included that come
-// meanwhile, but for those whose command holds one of the words. They are stopped
-// before, so that none sees another one's death.
+// meanwhile, but for those whose command holds one of the words.
 func (h *host) killStrangers(t *testing.T, before state, spared ...string) {
 	t.Helper()
 	for {
@@ -292,12 +310,6 @@ func (h *host) killStrangers(t *testing.T, before state, spared ...string) {
 		if len(strangers) == 0 {
 			return
 		}
-		for _, signal := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
-			for _, p := range strangers {
-				if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
-					t.Fatalf("kill %d (%s): %v", p.PID, p.Command, err)
-				}
-			}
-		}
+		killTogether(t, strangers)
 	}
 }

@@ -48,7 +48,7 @@ func (m *machine) asks(t *testing.T, address string, want bool) {
 // The guest reaches the host and its neighbour, and nothing beyond the host,
 // however the host forwards, and while the network's keeper is dead too.
 func TestHostOnly(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	onEachFirewall(t, func(t *testing.T, h *host) {
 		_, outsider := newOutside(t, h, "10.71.0.0/24")
 		for _, file := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/forwarding"} {

@@ -19,7 +19,7 @@ const (
 
 // Whatever is killed, the host is as before soon afterwards, or after gc.
 func TestKill(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name    string
 		victims []string
@@ -88,7 +88,7 @@ func TestRunRightAfterKill(t *testing.T) {
 // A network outlives its keeper: the guest goes on, and the end of the VM takes
 // everything with it.
 func TestKillKeeper(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	onEachFirewall(t, func(t *testing.T, h *host) {
 		newOutside(t, h, "10.70.0.0/24")
 		before := h.state(t)

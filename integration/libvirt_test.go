@@ -135,7 +135,7 @@ func TestLibvirtKilled(t *testing.T) {
 // A libvirtd that does not run, or does not answer, is named to whoever asks for
 // it, and holds up nobody else.
 func TestLibvirtAbsent(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, day := range []struct {
 		name        string
 		spoil, heal func(*testing.T, *world.Libvirt)

@@ -48,7 +48,7 @@ func reaches(t *testing.T, ns *sandbox.Namespace, address string) error {
 }
 
 func TestNAT(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	onEachFirewall(t, func(t *testing.T, h *host) {
 		_, neighbour := newOutside(t, h, "10.70.0.0/24")
 		before := h.state(t)

@@ -34,7 +34,7 @@ var ownGuests = []ownGuest{
 // A profile with its own kernel and initrd, and one that boots from a qcow2
 // disk, work on every network.
 func TestOwnGuest(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, mode := range []struct {
 		name, network string
 		features      []string

@@ -42,7 +42,7 @@ func TestExamplesAreKnown(t *testing.T) {
 // Each example of the repository runs, and what run does is what plan has said,
 // step for step.
 func TestExamplesDoAsPlanned(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, name := range plainExamples {
 		t.Run(name, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {

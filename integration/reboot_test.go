@@ -39,7 +39,7 @@ func (h *host) reboot(t *testing.T, before state) {
 // fresh, as it should be, nor where another boot's files are still there. Its
 // address is the one that it had.
 func TestRunAfterReboot(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name  string
 		fresh bool // /run is

@@ -20,7 +20,7 @@ func dropping(hook, port string) string {
 
 // What keeps a guest from its address, or from listening, is found out and said.
 func TestFailedBoot(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	own := func(words string) func(t *testing.T) string {
 		return func(t *testing.T) string {
 			kernel, err := feature.Kernel()

@@ -71,7 +71,7 @@ func sh(t *testing.T, script string) {
 // Whatever vmrun does, in order and after kills, what is somebody else's stays
 // as it is, also what looks like vmrun's own.
 func TestStrangers(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			sandbox.Run(t, func(t *testing.T) {
@@ -215,7 +215,7 @@ const dyingPatience = 5 * time.Second
 // A process that has the number of a killed one is nobody that vmrun knows: not
 // when it cleans up, and not when the next run finds state.json still there.
 func TestReusedProcessID(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, variant := range []struct {
 		name  string
 		first [][]string // what is called before the next run

@@ -67,7 +67,7 @@ func TestTakeover(t *testing.T) {
 // Whatever is killed under a running guest, the host has its uplink; and all its
 // own again as soon as a command has run where nobody was left to do it.
 func TestTakeoverKilled(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name  string
 		words []string

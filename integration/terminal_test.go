@@ -15,7 +15,7 @@ import (
 
 // The terminal is as it was, however a run on it ends.
 func TestTerminal(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, c := range []struct {
 		name string
 		end  func(*testing.T, *machine)

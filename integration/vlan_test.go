@@ -251,7 +251,7 @@ func TestVLANSameProfile(t *testing.T) {
 // Own kernels, and disks, work on a vlan too: the other host has a plain
 // sub-interface on the tenant's tag, and serves there.
 func TestVLANOwnGuest(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, own := range ownGuests {
 		t.Run(own.name, func(t *testing.T) {
 			sandbox.Run8021Q(t, func(t *testing.T) {
