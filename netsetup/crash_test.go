@@ -7,10 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,6 +80,31 @@ func others(t *testing.T) []int {
 func kill(t *testing.T, pid int) {
 	t.Helper()
 	awaitEnd(t, pid, syscall.SIGKILL)
+}
+
+// halt stops processes and waits until they have stopped: SIGSTOP alone leaves one
+// time to act on what happens next. A thread that the kernel can't interrupt stops
+// before it runs again.
+func halt(t *testing.T, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runs := regexp.MustCompile(`\) [^TtDZX] `)
+	for _, pid := range pids {
+		stopped := func() bool {
+			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+			return !slices.ContainsFunc(threads, func(thread string) bool {
+				text, _ := os.ReadFile(thread)
+				return runs.Match(text)
+			})
+		}
+		if !within(20*time.Second, stopped) {
+			t.Fatalf("%d does not stop", pid)
+		}
+	}
 }
 
 // awaitEnd waits until a process is gone, having sent it a signal (0: none).

@@ -51,9 +51,7 @@ func blueMember(t *testing.T, h Host) *exec.Cmd {
 func dieInBlue(t *testing.T, h Host) {
 	t.Helper()
 	m := blueMember(t, h)
-	if err := unix.Kill(m.Process.Pid, unix.SIGSTOP); err != nil { // it starts no other keeper
-		t.Fatal(err)
-	}
+	halt(t, m.Process.Pid) // it starts no other keeper
 	kill(t, only(t))
 	m.Process.Kill()
 	m.Wait()

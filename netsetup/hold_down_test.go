@@ -21,15 +21,15 @@ func lateHolder(t *testing.T, h Host) (back func()) {
 		t.Fatal(err)
 	}
 	r := lan(t, h)
-	signalTo := func(s unix.Signal) {
+	holder := r.Holders[0].PID
+	halt(t, holder)
+	kill(t, r.KeeperID)
+	return func() {
 		t.Helper()
-		if err := unix.Kill(r.Holders[0].PID, s); err != nil {
+		if err := unix.Kill(holder, unix.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
 	}
-	signalTo(unix.SIGSTOP)
-	kill(t, r.KeeperID)
-	return func() { t.Helper(); signalTo(unix.SIGCONT) }
 }
 
 // TestDownBeforeTheHolderIsBack: whatever there is of the network when it is
@@ -90,9 +90,7 @@ func TestDownWithAVMBeforeTheHolderIsBack(t *testing.T) {
 		if late {
 			stopped = append(stopped, m.Process.Pid)
 		}
-		for _, pid := range stopped {
-			unix.Kill(pid, unix.SIGSTOP)
-		}
+		halt(t, stopped...)
 		kill(t, r.KeeperID)
 		var busy *BusyError
 		if err := Down(ctx, h, "lan", spec.Dir); !errors.As(err, &busy) || !slices.Equal(busy.VMs, []string{"web"}) {

@@ -114,9 +114,7 @@ func downOfTheDead(t *testing.T, h Host) {
 		t.Run(what, func(t *testing.T) {
 			m := startMember(t, h, "nat")
 			r := lan(t, h)
-			if err := unix.Kill(r.KeeperID, unix.SIGSTOP); err != nil { // it sees nothing of the member's end
-				t.Fatal(err)
-			}
+			halt(t, r.KeeperID) // it sees nothing of the member's end
 			m.Process.Kill()
 			m.Wait()
 			kill(t, r.KeeperID)

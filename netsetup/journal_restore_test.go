@@ -70,9 +70,7 @@ func undoesDamaged(t *testing.T, h Host, damage func(string) string) {
 		}
 		sh(t, "nft add table ip vmrun_stranger")
 		damageJournal(t, h, spec, damage)
-		if err := unix.Kill(m.Process.Pid, unix.SIGSTOP); err != nil { // nobody starts another keeper
-			t.Fatal(err)
-		}
+		halt(t, m.Process.Pid) // nobody starts another keeper
 		kill(t, r.KeeperID)
 		if err := unix.Kill(m.Process.Pid, unix.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -112,9 +110,7 @@ func TestDamagedJournalOfALivingVM(t *testing.T) {
 	h, spec := testHost(t), specs()["nat"]
 	m := startMember(t, h, "nat")
 	damageJournal(t, h, spec, journalDamages["noise"])
-	if err := unix.Kill(m.Process.Pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	halt(t, m.Process.Pid)
 	r := lan(t, h)
 	kill(t, r.KeeperID)
 	inUse := hostState(t)

@@ -37,13 +37,9 @@ func TestSweepAside(t *testing.T) {
 			}
 		}
 		leaves("in use")
-		if err := unix.Kill(keeper, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		halt(t, keeper)
 		leaves("its keeper was stopped")
-		if err := unix.Kill(m.Process.Pid, unix.SIGSTOP); err != nil { // nobody starts another one
-			t.Fatal(err)
-		}
+		halt(t, m.Process.Pid) // nobody starts another one
 		kill(t, keeper)
 		inUse = hostState(t) // without what goes with a keeper
 		leaves("a VM without keeper is on it")

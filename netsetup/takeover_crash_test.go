@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -132,11 +131,10 @@ func startTakeoverMember(t *testing.T, h Host) *exec.Cmd {
 func killTogether(t *testing.T, pids []int, more ...int) {
 	t.Helper()
 	pids = append(pids, more...)
-	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
-		for _, pid := range pids {
-			if err := unix.Kill(pid, signal); err != nil {
-				t.Fatal(err)
-			}
+	halt(t, pids...)
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
 		}
 	}
 	for _, pid := range pids[:len(pids)-1] { // the last is the caller's child
