@@ -164,7 +164,7 @@ func (k *keeper) restoreRules(ctx context.Context, c changed) (restored bool, er
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	lost, blocking, err := k.lostRules(c)
-	if len(lost) > 0 || c.firewalld { // it may have been firewalld, and not be done
+	if len(lost) > 0 { // it may have been firewalld, and not be done
 		k.mu.Unlock()
 		k.w.kernel.AwaitFirewalld(ctx)
 		k.mu.Lock()
