@@ -197,8 +197,8 @@ func (d *deadman) adopted() bool {
 	}
 }
 
-// undo undoes what the journal holds. Where that is gone although the bridge is
-// still there, it is what the keeper's orders were.
+// undo undoes what the journal holds. Where that is gone or damaged although the
+// bridge is still there, it is what the keeper's orders were.
 func (d *deadman) undo(lock *os.File) error {
 	real, err := newHost(lock)
 	if err != nil {
@@ -214,8 +214,9 @@ func (d *deadman) undo(lock *os.File) error {
 	if err != nil {
 		return errors.Join(err, d.obeyOrders(w))
 	}
-	if len(j.entries) == 0 {
+	if len(j.entries) == 0 || j.damaged {
 		err = d.obeyOrders(w)
+		j.damaged = err != nil
 	}
 	return errors.Join(err, j.undoLast(w))
 }

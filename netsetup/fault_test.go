@@ -266,6 +266,9 @@ func TestJournalSurvives(t *testing.T) {
 		{"torn before the next keeper", `{"v":1,"seq":2,"und` + "\n" + valid, 1, "", false},
 		{"torn at once", valid + "{", 1, "", false},
 		{"crossed out", valid + `{"v":1,"seq":2,"done":1}` + "\n", 0, "", false},
+		{"beginning lost", strings.Replace(valid, `"seq":1`, `"seq":2`, 1), 1, "", true},
+		{"middle lost", valid + strings.Replace(valid, `"seq":1`, `"seq":3`, 1), 2, "", true},
+		{"written by three", valid + `{"v":1,"seq":2,"done":1}` + "\n" + strings.Replace(valid, `"seq":1`, `"seq":2`, 1) + `{"v":1,"seq":3,"un`, 1, "", false},
 		{"binary", "\x00\x01\x02\n" + valid, 1, "", true},
 		{"foreign", `{"hello": "world"}` + "\n" + valid, 1, "", true},
 		{"later version", `{"v":2,"by":"vmrun v9.9","seq":1,"undo":{"op":"del-links","arg":{}}}` + "\n", 0, "vmrun v9.9", false},
@@ -274,8 +277,10 @@ func TestJournalSurvives(t *testing.T) {
 	}
 	for _, tt := range tests {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "journal"), []byte(tt.text), 0o600); err != nil {
-			t.Fatal(err)
+		for name, text := range map[string]string{"journal": tt.text, specName: "{}"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 		j, err := openJournal(dir, slog.New(slog.DiscardHandler))
 		if (err != nil) != (tt.refuses != "") || err != nil && !strings.Contains(err.Error(), "written by "+tt.refuses) {

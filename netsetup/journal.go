@@ -31,7 +31,7 @@ type journal struct {
 	by      string // who writes, for whoever can't read it later
 	next    int
 	entries []entry // not undone yet, oldest first
-	damaged bool    // what it listed may be more: a line is foreign, or all is gone
+	damaged bool    // it may have listed more than can be read
 	log     *slog.Logger
 }
 
@@ -72,6 +72,9 @@ func openJournal(dir string, log *slog.Logger) (*journal, error) {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	j.file = f
+	if j.damaged && len(j.entries) == 0 {
+		return j, nil // it stays empty, so that the next one who looks knows it, too
+	}
 	// A line torn by a crash must not swallow the next one.
 	if _, err := f.WriteString("\n"); err != nil {
 		return nil, errors.Join(fmt.Errorf("write journal: %w", err), f.Close())
@@ -81,25 +84,26 @@ func openJournal(dir string, log *slog.Logger) (*journal, error) {
 
 // readJournal reads what is left to undo. Lines that were torn by a crash are
 // skipped: their step was never done. So are those that are no entries of any
-// version, but the journal counts as damaged then.
+// version, but the journal counts as damaged then, as does one where a number is
+// missing, and one without a line, or removed: who opens it writes one at once. A network that has no spec.json was
+// down, and nothing is missing.
 func readJournal(dir string, log *slog.Logger) (*journal, error) {
 	in, err := here()
 	if err != nil {
 		return nil, err
 	}
 	j := &journal{path: filepath.Join(dir, "journal"), in: in, next: 1, log: log}
-	return j, j.read()
+	err = j.read()
+	j.damaged = j.damaged && exists(filepath.Join(dir, specName)) && hasJournal(dir)
+	return j, err
 }
 
 func (j *journal) read() error {
 	text, err := os.ReadFile(j.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read journal: %w", err)
 	}
-	j.damaged = len(text) == 0 // who opens it writes a line at once
+	j.damaged = len(text) == 0
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -131,11 +135,12 @@ func (j *journal) replay(e entry) error {
 		return fmt.Errorf("written by %s (its format %d, ours %d); end its VMs, and undo what is left, with that version",
 			e.writer(), e.Version, journalVersion)
 	}
-	j.next = max(j.next, e.Seq+1)
 	if e.Done != 0 {
 		j.entries = slices.DeleteFunc(j.entries, func(x entry) bool { return x.Seq == e.Done })
 		return nil
 	}
+	j.damaged = j.damaged || e.Seq != j.next
+	j.next = max(j.next, e.Seq+1)
 	if e.Undo == nil {
 		return errors.New("an entry without operation")
 	}
@@ -237,7 +242,7 @@ func (j *journal) undo(w *effects) error {
 // undoLast is undo for a network that nobody is left of, and closes the journal.
 func (j *journal) undoLast(w *effects) error {
 	err := j.undo(w)
-	if len(j.entries) == 0 {
+	if j.done() {
 		err = errors.Join(err, settleFolder(filepath.Dir(j.path)))
 	}
 	return errors.Join(err, j.close())
@@ -326,11 +331,14 @@ func (j *journal) ports() []entry {
 	return ports
 }
 
+// done tells that nothing is left to undo.
+func (j *journal) done() bool { return len(j.entries) == 0 && !j.damaged }
+
 // close ends the journal; it is removed when nothing is left to undo, unless
 // somebody has done so.
 func (j *journal) close() error {
 	err := j.file.Close()
-	if len(j.entries) == 0 {
+	if j.done() {
 		err = errors.Join(err, removeIfThere(j.path))
 	}
 	return err

@@ -1,60 +1,75 @@
 package netsetup
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 )
-
-// lacks tells whether a journal may have listed more than can be read of it. A
-// network that has no spec.json was down: nothing is missing.
-func (j *journal) lacks() bool {
-	return j.damaged && exists(filepath.Join(filepath.Dir(j.path), specName))
-}
 
 // restore notes again what a damaged journal may have listed. All names derive
 // from the network, which spec.json tells, and to undo what was never done is no
-// failure. While a TAP of the network is left, vm tells which, and nothing is
-// noted: its port may be among what is lost.
-func (j *journal) restore(h Host, w *effects) (vm string, err error) {
-	if !j.lacks() {
-		return "", nil
+// failure.
+func (j *journal) restore(h Host, w *effects) error {
+	if !j.damaged {
+		return nil
 	}
 	dir := filepath.Dir(j.path)
 	saved, err := loadSpec(filepath.Join(dir, specName))
 	if err != nil {
-		return "", j.hopeless(fmt.Errorf("%w; its links are called vmrun-%s-ID, and its rules by the same ID", err, networkName(filepath.Base(dir))))
+		return j.hopeless(fmt.Errorf("%w; its links are called vmrun-%s-ID, and its rules by the same ID", err, networkName(filepath.Base(dir))))
 	}
 	id, err := instance(h.Runtime)
 	if err != nil {
-		return "", err
+		return err
 	}
 	r, n := saved.Network, newNames(id, saved.Network.Spec)
 	facts, err := readRoutes(w.kernel)
-	if err != nil {
-		return "", err
-	}
-	for _, l := range facts.Links {
-		if isOurs(l.Name) && strings.HasPrefix(l.Name, n.tapPrefix()) && !l.Persistent {
-			return l.describe(), nil
-		}
-	}
 	switch {
+	case err != nil:
 	case h.namedElsewhere(dir):
-		return "", j.hopeless(fmt.Errorf("%s is of another network namespace", r.Link))
-	case r.joined(): // TAPs have gone, and for libvirt's network there is a claim
-		return "", nil
+		err = j.hopeless(fmt.Errorf("%s is of another network namespace", r.Link))
+	case r.joined(): // for libvirt's network there is a claim
 	case r.Takeover:
-		return "", j.checkGiveBack(r, facts)
+		err = j.checkGiveBack(r, facts)
+	default:
+		err = j.recordNetwork(w, r, n)
 	}
-	return "", j.recordNetwork(w, r, n)
+	if err == nil {
+		err = j.recordTAPs(n, facts)
+	}
+	j.damaged = err != nil
+	return err
 }
 
 // hopeless says that a damaged journal's network has to be removed by hand.
 func (j *journal) hopeless(cause error) error {
-	return fmt.Errorf("journal %s is damaged, and what it listed may be left on the host (%w): remove that by hand, then the journal", j.path, cause)
+	return fmt.Errorf("journal %s is damaged, and what it listed may be left on the host (%w): remove that by hand, then the folder %s",
+		j.path, cause, filepath.Dir(j.path))
 }
+
+// recordTAPs notes the network's TAPs that no entry names. What else was known of
+// their ports is lost, and may come back from their members.
+func (j *journal) recordTAPs(n names, f Facts) error {
+	var errs []error
+	for _, l := range f.Links {
+		known := func(e entry) bool { return e.Port.Link == l.Name }
+		if !isOurs(l.Name) || !strings.HasPrefix(l.Name, n.tapPrefix()) || l.Persistent || slices.ContainsFunc(j.ports(), known) {
+			continue
+		}
+		port := &portRecord{ID: rand.Text(), UID: uint32(os.Geteuid()), Spec: PortSpec{VM: l.Name}, Link: l.Name, Since: time.Now().UTC()}
+		_, err := j.recordPort(delLinks{n.group, []string{l.Name}}, port)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// isLost tells a port of which a damaged journal knew no more than its TAP.
+func (p *portRecord) isLost() bool { return p.Spec.MAC == MAC{} }
 
 // checkGiveBack holds that the host gets back what a bridge has taken over: only
 // the journal knew it, and without the bridge it would be lost.

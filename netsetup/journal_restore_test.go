@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,8 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// journalDamages are what may become of a journal while its keeper lives.
+// journalDamages are what may become of a journal while its keeper lives; nil: it is
+// removed.
 var journalDamages = map[string]func(text string) string{
+	"removed": nil,
 	"empty":   func(string) string { return "" },
 	"noise":   func(string) string { return strings.Repeat("\x00\xff\n{]", 5000) },
 	"foreign": func(string) string { return `{"hello": "world"}` + "\n" },
@@ -95,7 +98,12 @@ func damageJournal(t *testing.T, h Host, spec Spec, damage func(string) string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(damage(string(text))), 0o600); err != nil {
+	if damage == nil {
+		err = os.Remove(path)
+	} else {
+		err = os.WriteFile(path, []byte(damage(string(text))), 0o600)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -136,6 +144,50 @@ func TestDamagedJournalOfALivingVM(t *testing.T) {
 	ip(t, "link", "show", r.Bridge)
 }
 
+// TestMembersOutliveTheJournal: whatever has become of the journal of a network
+// whose keeper is killed, its VMs keep their ports and addresses, and with the last
+// of them all is as it was.
+func TestMembersOutliveTheJournal(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	spec := specs()["nat"]
+	withEach(t, func(t *testing.T, h Host) {
+		for name, damage := range journalDamages {
+			for _, deaths := range []int{1, 2} {
+				t.Run(fmt.Sprint(name, deaths), func(t *testing.T) {
+					hostState(t)
+					before := hostState(t)
+					m := startMember(t, h, "nat")
+					was := lan(t, h)
+					damageJournal(t, h, spec, damage)
+					for range deaths {
+						kill(t, only(t))
+						r := awaitReport(t, h, func(r Report) bool { return r.State == was.State && r.Members[0].VM == was.Members[0].VM })
+						if diff := cmp.Diff(addressesOf(was), addressesOf(r)); diff != "" {
+							t.Errorf("the member's port changed:\n%s", diff)
+						}
+					}
+					m.Process.Kill()
+					m.Wait()
+					awaitAlone(t)
+					leftNothing(t, h, before, hostState)
+				})
+			}
+		}
+	})
+}
+
+// addressesOf are what the members of a network are known by.
+func addressesOf(r Report) []string {
+	var all []string
+	for _, m := range r.Members {
+		all = append(all, fmt.Sprint(m.VM, m.NIC, m.MAC, m.IP, m.Link, m.UID))
+	}
+	return all
+}
+
 // TestDamagedJournalOfATakeover: a bridge that has the host's addresses stays where
 // nothing tells any more how to give them back.
 func TestDamagedJournalOfATakeover(t *testing.T) {
@@ -152,20 +204,22 @@ func TestDamagedJournalOfATakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.journal.damaged = true
-	if _, err := k.journal.restore(h, k.w); err != nil {
+	if err := k.journal.restore(h, k.w); err != nil {
 		t.Errorf("without a bridge: %v", err)
 	}
 	world.add(Link{Name: bridge, Kind: "bridge"})
-	if _, err := k.journal.restore(h, k.w); err == nil || !strings.Contains(err.Error(), bridge) {
+	k.journal.damaged = true
+	if err := k.journal.restore(h, k.w); err == nil || !strings.Contains(err.Error(), bridge) {
 		t.Errorf("with it: %v", err)
 	}
 	if err := k.journal.record(giveBack{Uplink: "eth1", Bridge: bridge}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.journal.restore(h, k.w); err != nil || len(k.journal.entries) != 1 {
+	if err := k.journal.restore(h, k.w); err != nil || len(k.journal.entries) != 1 {
 		t.Errorf("noted what to give back: %v", err)
 	}
-	if _, err := k.journal.restore(Host{Runtime: "/elsewhere"}, k.w); err == nil {
+	k.journal.damaged = true
+	if err := k.journal.restore(Host{Runtime: "/elsewhere"}, k.w); err == nil {
 		t.Error("a network of another instance was taken for ours")
 	}
 }

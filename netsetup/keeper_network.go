@@ -54,6 +54,7 @@ func (k *keeper) build(spec Spec) error {
 	if err != nil {
 		return err
 	}
+	k.journal.damaged = false // what it may have listed would stand in the way
 	for _, w := range ruleWarnings(spec, network.Backend, facts) {
 		k.log.Warn("others filter", "cause", w)
 	}
@@ -182,7 +183,7 @@ func (k *keeper) undo() (err error) {
 		defer func() { err = errors.Join(err, <-closed) }()
 	}
 	errs = append(errs, k.guardian.goBack(), k.journal.undo(k.w))
-	if len(k.journal.entries) == 0 {
+	if k.journal.done() {
 		errs = append(errs, removeWritten(filepath.Join(k.dir, specName)))
 	}
 	errs = append(errs, k.standDown())

@@ -90,6 +90,9 @@ func (k *keeper) describe(h *holding) *attachment {
 // last one the network.
 func (k *keeper) resumePort(conn *net.UnixConn, who peer, r attachRequest) reply {
 	h := k.ports[r.ID]
+	if h == nil && who.trusted() {
+		h = k.regain(r)
+	}
 	switch {
 	case h == nil:
 		return reply{Detached: &detachResult{Last: k.idle()}}
@@ -103,6 +106,38 @@ func (k *keeper) resumePort(conn *net.UnixConn, who peer, r attachRequest) reply
 	k.log.Info("member is back", "vm", h.Spec.VM, "link", h.Link)
 	info := k.describe(h)
 	return reply{Attached: info}
+}
+
+// regain notes again what a damaged journal knew of a port whose TAP is there, by
+// what its member says; nil where there is none.
+func (k *keeper) regain(r attachRequest) *holding {
+	link := k.names.tap(r.Port)
+	var lost *holding
+	for _, h := range k.ports {
+		if h.isLost() && h.Link == link {
+			lost = h
+		}
+	}
+	if lost == nil || r.check() != nil || k.network.Spec.unlike(r.Net) != nil {
+		return nil
+	}
+	h := &holding{portRecord: portRecord{ID: r.ID, UID: lost.UID, Spec: r.Port, Link: link, Since: lost.Since}}
+	var err error
+	if h.IP, err = k.services.reserve(r.Port); err != nil {
+		k.log.Warn("keep address", "vm", r.Port.VM, "cause", err)
+	}
+	if h.seq, err = k.journal.recordPort(delLinks{k.names.group, []string{link}}, &h.portRecord); err == nil {
+		err = k.journal.cross(lost.seq)
+	} else {
+		h.seq = lost.seq
+	}
+	if err != nil {
+		k.log.Warn("note a port that was lost", "vm", r.Port.VM, "cause", err)
+	}
+	delete(k.ports, lost.ID)
+	k.ports[h.ID] = h
+	k.services.followLease(k, h, libvirt.Lease{})
+	return h
 }
 
 // forget takes a port away whose member asks for it anew: the TAP was lost on
@@ -129,8 +164,9 @@ func (k *keeper) linkExists(name string) bool {
 func (k *keeper) adopt(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if vm, err := k.journal.restore(k.host, k.w); vm != "" || err != nil {
-		k.log.Warn("can't tell all that is left of the last run", "vm", vm, "cause", err) // what is in the way, the plan tells
+	lost := k.journal.restore(k.host, k.w)
+	if lost != nil {
+		k.log.Warn("can't tell all that is left of the last run", "cause", lost) // what is in the way, the plan tells
 	}
 	if len(k.journal.entries) == 0 {
 		return nil
@@ -138,6 +174,9 @@ func (k *keeper) adopt(ctx context.Context) error {
 	if err := k.load(); err != nil {
 		k.log.Warn("starting afresh", "cause", err)
 		return k.journal.undo(k.w)
+	}
+	if lost != nil && k.network.Takeover {
+		return lost // the dead-man knows what the host is to get back
 	}
 	for _, e := range k.journal.ports() {
 		if k.linkExists(e.Port.Link) {
@@ -213,6 +252,9 @@ func (k *keeper) resume(ctx context.Context) error {
 		k.log.Error("DNS is out of reach: its port was taken while no keeper ran", "port", k.network.DNSPort)
 	}
 	for _, h := range k.ports {
+		if h.isLost() {
+			continue // its member tells
+		}
 		port := h.Spec
 		port.IP = h.IP // what its guest has is right, whatever it asked for
 		if _, err := services.reserve(port); err != nil {

@@ -251,7 +251,7 @@ func readDead(dir string) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	if len(j.entries) == 0 && !j.lacks() {
+	if j.done() {
 		return Report{}, notInUse(dir)
 	}
 	id := filepath.Base(dir)

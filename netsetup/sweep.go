@@ -83,8 +83,12 @@ func sweepAll(ctx context.Context, h Host, dirs []string) ([]string, []error) {
 	return append(report, lines...), append(errs, err)
 }
 
-// hasJournal tells whether there is something to undo of a network.
-func hasJournal(dir string) bool { return exists(filepath.Join(dir, "journal")) }
+// hasJournal tells whether there is something to undo of a network: its journal is
+// there, or its spec.json, which says that somebody has removed that.
+func hasJournal(dir string) bool {
+	_, err := loadSpec(filepath.Join(dir, specName))
+	return err == nil || exists(filepath.Join(dir, "journal"))
+}
 
 // hasJournalHere is hasJournal for what has to be undone in this network namespace.
 func (h Host) hasJournalHere(dir string) bool {
@@ -268,8 +272,8 @@ func sweepJournal(h Host, dir string, w *effects) (report []string, orphan strin
 		return nil, "", err
 	}
 	j.by = h.Version
-	if vm, err := j.restore(h, w); vm != "" || err != nil {
-		return nil, vm, errors.Join(err, j.file.Close())
+	if err := j.restore(h, w); err != nil {
+		return nil, "", errors.Join(err, j.file.Close())
 	}
 	links, err := w.kernel.Links()
 	if err != nil {
