@@ -168,6 +168,40 @@ func TestAllFailuresAreTold(t *testing.T) {
 	}
 }
 
+// TestJumpOfAStranger: a rule of somebody else's that leads to a chain of ours keeps
+// that, empty, and nothing else: it is told, and later runs go on.
+func TestJumpOfAStranger(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	h.Firewall = "iptables"
+	hostState(t)
+	before := hostState(t)
+	ctx, spec := context.Background(), specs()["nat"]
+	p, err := Attach(ctx, h, spec, testPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := "VMR-" + strings.TrimPrefix(p.Bridge(), bridgePrefix) + "-IN"
+	shell(t, "iptables -A OUTPUT -j "+chain)
+	for range 2 {
+		if err := p.Close(); err == nil || !strings.Contains(err.Error(), chain) || !strings.Contains(err.Error(), "vmrun gc") {
+			t.Errorf("close: %v, want an error that names %s and says what to do", err, chain)
+		}
+		if p, err = Attach(ctx, h, spec, testPort()); err != nil {
+			t.Fatalf("%v\n%s", err, keeperLogs(h))
+		}
+	}
+	shell(t, "iptables -D OUTPUT -j "+chain)
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	awaitAlone(t)
+	leftNothing(t, h, before, hostState)
+}
+
 func sh(t *testing.T, script string) {
 	t.Helper()
 	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -170,8 +171,14 @@ func (e entry) writer() string {
 	return e.By
 }
 
-// record notes an undo, before its step is done.
+// record notes an undo, before its step is done. One that a last run has left is
+// noted already.
 func (j *journal) record(u undoOp) error {
+	for _, noted := range j.undos() {
+		if reflect.DeepEqual(noted, u) {
+			return nil
+		}
+	}
 	_, err := j.recordPort(u, nil)
 	return err
 }

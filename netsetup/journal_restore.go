@@ -93,13 +93,9 @@ func (j *journal) recordNetwork(w *effects, r Resolved, n names) error {
 		return err
 	}
 	facts.Forward = nil
-	noted := map[string]bool{}
-	for _, u := range j.undos() {
-		noted[u.String()] = true
-	}
 	var errs []error
 	for _, s := range networkSteps(r, n, facts) {
-		if s.undo != nil && !noted[s.undo.String()] {
+		if s.undo != nil {
 			errs = append(errs, j.record(s.undo))
 		}
 	}

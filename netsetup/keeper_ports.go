@@ -173,7 +173,8 @@ func (k *keeper) adopt(ctx context.Context) error {
 	}
 	if err := k.load(); err != nil {
 		k.log.Warn("starting afresh", "cause", err)
-		return k.journal.undo(k.w)
+		k.startAfresh()
+		return nil
 	}
 	if lost != nil && k.network.Takeover {
 		return lost // the dead-man knows what the host is to get back
@@ -182,13 +183,14 @@ func (k *keeper) adopt(ctx context.Context) error {
 		if k.linkExists(e.Port.Link) {
 			k.ports[e.Port.ID] = &holding{portRecord: *e.Port, seq: e.Seq}
 		} else if err := k.journal.undoEntry(k.w, e.Seq); err != nil {
-			return err
+			k.log.Error("undo", "cause", err)
 		}
 	}
 	if len(k.ports) == 0 {
 		k.log.Info("nobody is left of the last run, starting afresh")
 		k.adopted = nil
-		return k.journal.undo(k.w)
+		k.startAfresh()
+		return nil
 	}
 	if err := k.resume(ctx); err != nil {
 		return err
@@ -200,6 +202,14 @@ func (k *keeper) adopt(ctx context.Context) error {
 	k.awaitHolder(ctx)
 	k.log.Info("adopted", "network", k.network.Name, "ports", len(k.ports))
 	return nil
+}
+
+// startAfresh undoes what is left of the last run. What can't be undone stays noted,
+// and is in the way of the next one only where its plan says so.
+func (k *keeper) startAfresh() {
+	if err := k.journal.undo(k.w); err != nil {
+		k.log.Error("undo", "cause", err)
+	}
 }
 
 func (k *keeper) load() error {

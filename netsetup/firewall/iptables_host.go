@@ -81,7 +81,13 @@ func (h *Host) delChain(b Backend, c Jumped) error {
 		for run(append([]string{"-D", jump.From}, strings.Fields(jump.rule(c.Name))...)...) == nil {
 		}
 	}
-	return errors.Join(run("-F", c.Name), run("-X", c.Name))
+	if err := run("-F", c.Name); err != nil {
+		return err
+	}
+	if err := run("-X", c.Name); err != nil {
+		return fmt.Errorf("%w (it is empty: remove what else leads to it, see %s-save, then run vmrun gc)", err, b)
+	}
+	return nil
 }
 
 // standIn tells whether a listing of iptables-save has all chains.
