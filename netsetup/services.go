@@ -45,7 +45,8 @@ type services struct {
 }
 
 // openServices opens what has to be known before the network comes up: the
-// leases and the port of DNS. The caller closes it.
+// leases and the port of DNS. An adopted network, which is up, goes on without a
+// lease file that can't be used. The caller closes it.
 func openServices(k *keeper, network Resolved) (*services, error) {
 	s := &services{network: network, stop: func() {}}
 	if network.DHCP || network.DNSPort != 0 {
@@ -62,17 +63,12 @@ func openServices(k *keeper, network Resolved) (*services, error) {
 	return s, nil
 }
 
-func (s *services) openLeases(k *keeper) error {
-	folder := filepath.Join(k.host.State, "leases")
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return fmt.Errorf("open leases: %w", err)
-	}
+func (s *services) openLeases(k *keeper) (err error) {
 	n := s.network
-	var err error
 	s.leases, err = dhcp.OpenLeases(dhcp.Options{
 		Pool: dhcp.Pool{Subnet: n.Subnet.Masked(), First: n.PoolFirst, Last: n.PoolLast, Exclude: n.taken()},
-		Path: filepath.Join(folder, n.Spec.folder()+".json"),
-		Log:  k.log, Probe: prober(n),
+		Path: filepath.Join(k.host.State, "leases", n.Spec.folder()+".json"),
+		Log:  k.log, Probe: prober(n), InUse: len(k.ports) > 0,
 	})
 	return err
 }

@@ -23,9 +23,14 @@ const (
 // Options tell what a lease table is made of.
 type Options struct {
 	Pool Pool
-	Path string // file that keeps the leases; "": they are forgotten at Close
+	Path string // file that keeps the leases, its folder made if need be; "": they are forgotten at Close
 	Log  *slog.Logger
 	Now  func() time.Time // nil: time.Now
+
+	// InUse tells that machines have addresses already. They are not cut off because
+	// of a file that can't be read or written: that is told in the log, and the table
+	// is kept without it.
+	InUse bool
 
 	// Probe finds out who else has an address before a reservation takes it;
 	// nil: the network is ours alone. It returns nil if nobody has it.
@@ -86,19 +91,28 @@ func OpenLeases(opts Options) (*Leases, error) {
 	if opts.Path == "" {
 		return l, nil
 	}
-	old, err := readStore(opts.Path, l.log)
-	if err != nil {
-		return nil, fmt.Errorf("open leases: %w", err)
-	}
-	for _, e := range old {
-		if e.MAC.unicast() && opts.Pool.assignable(e.IP) {
-			l.insert(&e)
-		}
-	}
-	if l.store, err = createStore(opts.Path, l.byMAC); err != nil {
+	switch err := l.load(); {
+	case err != nil && opts.InUse:
+		l.log.warn("lease file can't be used, leases are kept in memory alone", "err", err)
+	case err != nil:
 		return nil, fmt.Errorf("open leases: %w", err)
 	}
 	return l, nil
+}
+
+// load fills the table from its file and begins to write that anew.
+func (l *Leases) load() error {
+	old, err := readStore(l.opts.Path, l.log)
+	if err != nil {
+		return err
+	}
+	for _, e := range old {
+		if e.MAC.unicast() && l.opts.Pool.assignable(e.IP) {
+			l.insert(&e)
+		}
+	}
+	l.store, err = createStore(l.opts.Path, l.byMAC)
+	return err
 }
 
 // Close writes the table out. The Leases must not be used after it.

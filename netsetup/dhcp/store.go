@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // The file of a lease table is a header and one JSON line per change, the last
@@ -64,6 +65,9 @@ func readStore(path string, log quiet) ([]lease, error) {
 
 // createStore writes a file anew, with the table as it is.
 func createStore(path string, table map[mac]*lease) (*store, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make lease file's folder: %w", err)
+	}
 	s := &store{path: path}
 	if err := s.rewrite(table); err != nil {
 		return nil, err

@@ -148,3 +148,43 @@ func TestOpenLeasesFails(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenInUse: machines that have addresses go on with them whatever has become
+// of the file, and are known from it where it can still be read.
+func TestOpenInUse(t *testing.T) {
+	for name, spoil := range map[string]func(*testing.T, string) string{
+		"no folder": func(_ *testing.T, _ string) string { return "/dev/null/leases" },
+		"a folder":  func(t *testing.T, _ string) string { return t.TempDir() },
+		"can't be replaced": func(t *testing.T, path string) string {
+			if err := os.Mkdir(path+".new", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			had := w.lease(client(1))
+			written := w.opts.Path
+			w.opts.Path = spoil(t, written)
+			if _, err := OpenLeases(w.opts); err == nil {
+				t.Error("opened for a network that begins")
+			}
+			w.opts.InUse = true
+			w.open()
+			w.wantLog("kept in memory alone", 1)
+			if known := len(w.leases.List()) == 1; known != (w.opts.Path == written) {
+				t.Errorf("leases: %+v", w.leases.List())
+			}
+			w.reserve(client(2), "10.70.0.20", "web")
+			if got := w.lease(client(2)); got != ip("10.70.0.20") {
+				t.Errorf("got %s, reserved 10.70.0.20", got)
+			}
+			if w.opts.Path == written {
+				if got := w.lease(client(1)); got != had {
+					t.Errorf("got %s, had %s", got, had)
+				}
+			}
+		})
+	}
+}

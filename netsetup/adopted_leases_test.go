@@ -1,0 +1,56 @@
+package netsetup
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestLeaseFileLost: where the lease file can't be written a network does not begin,
+// but one that is up outlives its keeper, with the addresses that it has given.
+func TestLeaseFileLost(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	ctx, spec := context.Background(), specs()["nat"]
+	a, err := Attach(ctx, h, spec, portOf(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(h.State, "leases", spec.folder()+".json")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, only(t))
+	b, err := Attach(ctx, h, spec, portOf(2))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	if n := strings.Count(keeperLogs(h), "leases are kept in memory alone"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, keeperLogs(h))
+	}
+	r := lan(t, h)
+	if len(r.Leases) != 2 || len(r.Members) != 2 || r.Members[0].IP != a.IP() || a.IP() == b.IP() {
+		t.Errorf("report %+v; given were %s and %s", r, a.IP(), b.IP())
+	}
+	for _, p := range []*Port{a, b} {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	awaitAlone(t)
+	if _, err := Attach(ctx, h, spec, portOf(1)); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("the network began: %v", err)
+	}
+	awaitAlone(t)
+	leftNothing(t, h, before, hostState)
+}
