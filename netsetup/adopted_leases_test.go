@@ -2,8 +2,10 @@ package netsetup
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -53,4 +55,26 @@ func TestLeaseFileLost(t *testing.T) {
 	}
 	awaitAlone(t)
 	leftNothing(t, h, before, hostState)
+}
+
+// TestAdoptedAddresses: what its guest has is a port's, without asking the wire of a
+// tenant's network, which here can't even be asked.
+func TestAdoptedAddresses(t *testing.T) {
+	k, _ := fakeKeeper(t)
+	first := netip.MustParseAddr("10.80.0.100")
+	k.network = Resolved{Spec: specs()["vlan"], Subnet: specs()["vlan"].Subnet, PoolFirst: first,
+		PoolLast: netip.MustParseAddr("10.80.0.199"), Link: "gone"}
+	k.ports["a"] = &holding{portRecord: portRecord{ID: "a", Spec: testPort(), IP: first}}
+	s, err := openServices(k, k.network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if _, err := s.reserve(portOf(1), false); err == nil {
+		t.Error("a new port's address was not asked for on the wire")
+	}
+	s.reserveAgain(k)
+	if got := s.leases.Lookup(testPort().VM); !slices.Equal(got, []netip.Addr{first}) {
+		t.Errorf("reserved %v, want %s", got, first)
+	}
 }

@@ -26,7 +26,7 @@ func (k *keeper) newPort(conn *net.UnixConn, who peer, r attachRequest) (*attach
 			return nil, nil, err
 		}
 	}
-	ip, err := k.services.reserve(r.Port)
+	ip, err := k.services.reserve(r.Port, false)
 	if err != nil {
 		return nil, nil, conflict("ip", "%v", err)
 	}
@@ -123,7 +123,7 @@ func (k *keeper) regain(r attachRequest) *holding {
 	}
 	h := &holding{portRecord: portRecord{ID: r.ID, UID: lost.UID, Spec: r.Port, Link: link, Since: lost.Since}}
 	var err error
-	if h.IP, err = k.services.reserve(r.Port); err != nil {
+	if h.IP, err = k.services.reserve(r.Port, true); err != nil {
 		k.log.Warn("keep address", "vm", r.Port.VM, "cause", err)
 	}
 	if h.seq, err = k.journal.recordPort(delLinks{k.names.group, []string{link}}, &h.portRecord); err == nil {
@@ -261,16 +261,7 @@ func (k *keeper) resume(ctx context.Context) error {
 	if port := services.dnsPort(); port != k.network.DNSPort {
 		k.log.Error("DNS is out of reach: its port was taken while no keeper ran", "port", k.network.DNSPort)
 	}
-	for _, h := range k.ports {
-		if h.isLost() {
-			continue // its member tells
-		}
-		port := h.Spec
-		port.IP = h.IP // what its guest has is right, whatever it asked for
-		if _, err := services.reserve(port); err != nil {
-			k.log.Warn("keep address", "vm", h.Spec.VM, "cause", err)
-		}
-	}
+	services.reserveAgain(k)
 	for link := range k.forwarded() {
 		if err := k.w.claims.forward(k.w.kernel, link); err != nil {
 			k.log.Warn("claim forwarding", "link", link, "cause", err)

@@ -259,12 +259,27 @@ func (s *services) startDNS(ctx context.Context, k *keeper) error {
 	return nil
 }
 
-// reserve decides a port's address; zero where the network has none to give.
-func (s *services) reserve(p PortSpec) (netip.Addr, error) {
+// reserve decides a port's address; zero where the network has none to give. One that
+// is held is what its guest has, whoever else on the wire has it, too.
+func (s *services) reserve(p PortSpec, held bool) (netip.Addr, error) {
 	if s.leases == nil || !s.network.DHCP && !p.IP.IsValid() {
 		return p.IP, nil
 	}
-	return s.leases.Reserve(context.Background(), dhcp.Claim{MAC: p.MAC.HardwareAddr(), IP: p.IP, Hostname: p.VM})
+	return s.leases.Reserve(context.Background(), dhcp.Claim{MAC: p.MAC.HardwareAddr(), IP: p.IP, Hostname: p.VM, Held: held})
+}
+
+// reserveAgain keeps the addresses that ports of a dead keeper have.
+func (s *services) reserveAgain(k *keeper) {
+	for _, h := range k.ports {
+		if h.isLost() {
+			continue // its member tells
+		}
+		port := h.Spec
+		port.IP = h.IP // it is right, whatever was asked for
+		if _, err := s.reserve(port, true); err != nil {
+			k.log.Warn("keep address", "vm", h.Spec.VM, "cause", err)
+		}
+	}
 }
 
 func (s *services) release(mac MAC) {

@@ -135,6 +135,7 @@ type Claim struct {
 	MAC      net.HardwareAddr
 	IP       netip.Addr // zero: the one it had before, else any of the pool
 	Hostname string     // a DNS label; "": none
+	Held     bool       // the machine has IP already: the network is not asked who else has it
 }
 
 // Reserve decides the address of a port and keeps it until Release: the DHCP
@@ -158,7 +159,7 @@ func (l *Leases) Reserve(ctx context.Context, c Claim) (netip.Addr, error) {
 		if err != nil {
 			return netip.Addr{}, fmt.Errorf("reserve address for %s: %w", m, err)
 		}
-		holder, err := l.probe(ctx, ip, c.MAC)
+		holder, err := l.probe(ctx, ip, c)
 		switch {
 		case err != nil:
 			l.unplace(m)
@@ -175,11 +176,11 @@ func (l *Leases) Reserve(ctx context.Context, c Claim) (netip.Addr, error) {
 	}
 }
 
-func (l *Leases) probe(ctx context.Context, ip netip.Addr, hw net.HardwareAddr) (net.HardwareAddr, error) {
-	if l.opts.Probe == nil {
+func (l *Leases) probe(ctx context.Context, ip netip.Addr, c Claim) (net.HardwareAddr, error) {
+	if l.opts.Probe == nil || c.Held {
 		return nil, nil
 	}
-	return l.opts.Probe(ctx, ip, hw)
+	return l.opts.Probe(ctx, ip, c.MAC)
 }
 
 // place makes m's entry a port's, at the address that the claim leads to.

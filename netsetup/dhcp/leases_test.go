@@ -171,6 +171,10 @@ func TestReserveProbes(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), stranger.String()) || w.leases.Lookup("db") != nil {
 		t.Errorf("error %v, named %v", err, w.leases.Lookup("db"))
 	}
+	if _, err := w.leases.Reserve(t.Context(), Claim{MAC: mac2(2), IP: ip("10.70.0.20"), Hostname: "db", Held: true}); err != nil {
+		t.Errorf("a machine that has its address: %v", err)
+	}
+	w.leases.Release(mac2(2))
 	fault = errors.New("link is down")
 	if _, err := w.leases.Reserve(t.Context(), Claim{MAC: mac2(3)}); !errors.Is(err, fault) {
 		t.Errorf("error %v", err)
