@@ -72,6 +72,10 @@ func deleteBridge(t *testing.T, h Host, spec Spec, members int, killed bool) {
 	if err := Down(ctx, h, spec.Name, spec.Dir); (err != nil) != (members > 0) {
 		t.Errorf("down: %v", err)
 	}
+	if members > 0 {
+		inState(t, h, spec, GoingDown)
+		isRefused(t, h, spec, portOf(members), bridge)
+	}
 	for _, p := range ports {
 		if err := p.Close(); err != nil {
 			t.Error(err)
@@ -95,7 +99,11 @@ func isRefused(t *testing.T, h Host, spec Spec, port PortSpec, bridge string) {
 	t.Helper()
 	opened := strings.Count(keeperLogs(h), "open TAP")
 	_, joins := Attach(context.Background(), h, spec, port)
-	_, plans := NewJoinPlan(context.Background(), h, spec, []PortSpec{port}, Facts{})
+	facts, _, err := ReadFacts(h, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, plans := NewJoinPlan(context.Background(), h, spec, []PortSpec{port}, facts)
 	for what, err := range map[string]error{"join": joins, "plan": plans, "hold": StartHolder(context.Background(), h, spec, nil)} {
 		var missing *MissingError
 		if !errors.As(err, &missing) || missing.Feature != "bridge" || !strings.Contains(err.Error(), bridge) {

@@ -60,7 +60,7 @@ func NewPlan(spec Spec, ports []PortSpec, instance string, facts Facts) (Plan, e
 // does in another network namespace, a *MissingError that its bridge is gone. Nothing
 // is changed.
 func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts Facts) (Plan, error) {
-	r, err := runningAs(ctx, filepath.Join(netsFolder(h.Runtime), spec.folder()))
+	r, err := runningAs(ctx, filepath.Join(netsFolder(h.Runtime), spec.folder()), facts)
 	if errors.As(err, new(*NotFoundError)) || errors.Is(err, fs.ErrNotExist) { // the latter: it has just ended
 		return Plan{}, nil
 	}
@@ -81,7 +81,7 @@ func NewJoinPlan(ctx context.Context, h Host, spec Spec, ports []PortSpec, facts
 
 // runningAs is what the network in a folder was brought up as; a *NotFoundError
 // where it has no keeper.
-func runningAs(ctx context.Context, dir string) (Resolved, error) {
+func runningAs(ctx context.Context, dir string, facts Facts) (Resolved, error) {
 	report, err := inspect(ctx, dir, true)
 	if err != nil {
 		return Resolved{}, err
@@ -103,6 +103,9 @@ func runningAs(ctx context.Context, dir string) (Resolved, error) {
 	if where := j.elsewhere(); where != nil {
 		way, _ := where.way()
 		return Resolved{}, &ElsewhereError{Namespace: where.Net, Way: way}
+	}
+	if _, ok := facts.link(saved.Network.Link); !ok && report.State == GoingDown { // which hides that it is broken
+		return Resolved{}, bridgeGone(saved.Network.Link)
 	}
 	return saved.Network, nil
 }
