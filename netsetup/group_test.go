@@ -51,8 +51,8 @@ func awaitReport(t *testing.T, h Host, is func(Report) bool) Report {
 	started := time.Now()
 	r := lan(t, h)
 	for ; !is(r); r = lan(t, h) {
-		if time.Since(started) > adoptionLimit {
-			t.Fatalf("after %v: %+v\n%s", adoptionLimit, r, keeperLogs(h))
+		if time.Since(started) > adoptionLimit() {
+			t.Fatalf("after %v: %+v\n%s", adoptionLimit(), r, keeperLogs(h))
 		}
 	}
 	t.Logf("after %v", time.Since(started))

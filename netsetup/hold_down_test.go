@@ -253,7 +253,7 @@ func TestHolderIsBackAfterSweep(t *testing.T) {
 		if err == nil && r.State == Up && len(r.Holders) == 1 {
 			break
 		}
-		if time.Since(started) > adoptionLimit {
+		if time.Since(started) > adoptionLimit() {
 			t.Fatalf("%+v, %v\n%s", r, err, keeperLogs(h))
 		}
 	}

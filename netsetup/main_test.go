@@ -123,6 +123,14 @@ func rulesLimit() time.Duration {
 	return 10 * time.Second
 }
 
+// adoptionLimit is how long a network may be without its keeper.
+func adoptionLimit() time.Duration {
+	if long() {
+		return time.Second
+	}
+	return 30 * time.Second
+}
+
 const inside = "VMRUN_TEST_INSIDE"
 
 // inNamespaces runs the calling test again, alone, as pid 1 of network, mount
