@@ -1,6 +1,8 @@
 package netsetup
 
 import (
+	"context"
+	"fmt"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -159,4 +161,42 @@ func TestFilters(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, want)
 		}
 	}
+}
+
+// TestOwnersTableInTheWay: a table that has the name of the keeper's but no owner, and
+// that drops all, stops neither a network that comes up nor one that is adopted.
+func TestOwnersTableInTheWay(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	uplinks(t)
+	h := testHost(t)
+	h.Firewall = "nftables"
+	hostState(t)
+	before := hostState(t)
+	spec := specs()["nat"]
+	id, err := instance(h.Runtime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := firewall.Table(newNames(id, spec).id) + "_keeper"
+	inTheWay := fmt.Sprintf("nft 'table ip %s { chain c { type filter hook forward priority 0; policy drop; }; }'", table)
+	sh(t, inTheWay)
+	p, err := Attach(context.Background(), h, spec, testPort())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	defer p.Close()
+	without(t, h, spec, func() { sh(t, inTheWay) })
+	if !within(patience, func() bool { return lan(t, h).State == Up }) {
+		t.Errorf("not adopted:\n%s", keeperLogs(h))
+	}
+	rules, err := exec.Command("nft", "list", "table", "ip", table).CombinedOutput()
+	if err != nil || !strings.Contains(string(rules), "flags owner") || strings.Contains(string(rules), "policy drop") {
+		t.Errorf("%v; rules:\n%s\n%s", err, rules, keeperLogs(h))
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	leftNothing(t, h, before, hostState)
 }

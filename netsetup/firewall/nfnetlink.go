@@ -54,6 +54,10 @@ func newOwnedTable(name string) (netlink.Message, error) {
 		[]netlink.Attribute{text(unix.NFTA_TABLE_NAME, name), number(unix.NFTA_TABLE_FLAGS, tableOwner)})
 }
 
+func delTable(name string) (netlink.Message, error) {
+	return message(unix.NFT_MSG_DELTABLE, netlink.Acknowledge, []netlink.Attribute{text(unix.NFTA_TABLE_NAME, name)})
+}
+
 // batch sends messages as one transaction. Without commit the kernel checks it
 // and forgets it, as for `nft --check`: the message that would end it is missing.
 // After an error the socket may hold answers that nobody has read.
@@ -93,7 +97,7 @@ func (t *tables) probe(hurry bool) error {
 	if err != nil {
 		return err
 	}
-	undo, err := message(unix.NFT_MSG_DELTABLE, netlink.Acknowledge, []netlink.Attribute{text(unix.NFTA_TABLE_NAME, name)})
+	undo, err := delTable(name)
 	if err != nil {
 		return err
 	}

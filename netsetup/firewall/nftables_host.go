@@ -125,17 +125,25 @@ func (t *tables) flush() error {
 // come a moment after the end of its lock.
 const ownLimit = 10 * time.Second
 
-// own makes an empty table that this socket owns.
+// own makes an empty table that this socket owns. It replaces one without an owner,
+// which is no keeper's, as put does with the lasting one.
 func (t *tables) own(name string) error {
 	if t.owned[name] {
 		return nil
 	}
-	m, err := newOwnedTable(name)
+	add, err := newOwnedTable(name)
+	if err != nil {
+		return err
+	}
+	del, err := delTable(name)
 	if err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(ownLimit); ; time.Sleep(time.Millisecond) {
-		err = batch(t.socket, true, m)
+		err = batch(t.socket, true, add)
+		if errors.Is(err, unix.EOPNOTSUPP) && batch(t.socket, true, del) == nil { // it was there, without one
+			err = batch(t.socket, true, add)
+		}
 		if !errors.Is(err, unix.EPERM) || time.Now().After(deadline) {
 			break
 		}
