@@ -1,6 +1,7 @@
 package hoststate
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -75,21 +76,25 @@ type Process struct {
 	Command string // its arguments; "(name)" where it has none, or none any more
 }
 
-// stoppedThread is a thread in proc(5)'s stat that no longer runs until a signal
-// continues it, or that has ended. One that the kernel can't interrupt stops before
-// it runs again: it may wait for a child of vfork(2) that has stopped itself.
-var stoppedThread = regexp.MustCompile(`\) [TtDZX] `)
-
 // Stopped tells whether a signal has stopped all of p, or p has ended.
 func (p Process) Stopped() bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID))
+	var states []byte
 	for _, thread := range threads {
 		stat, err := os.ReadFile(thread)
-		if err == nil && !stoppedThread.Match(stat) {
-			return false
+		if err == nil {
+			states = append(states, stat[bytes.LastIndexByte(stat, ')')+2])
 		}
 	}
-	return true
+	return stopped(string(states))
+}
+
+// stopped tells the states, as in proc(5)'s stat, of threads none of which runs until a
+// signal continues it, or that have ended. One that the kernel can't interrupt stops
+// before it runs again, as another one has: it may wait for a child of vfork(2) that has
+// stopped itself. Alone it may still be at what it was told to do.
+func stopped(states string) bool {
+	return strings.Trim(states, "TtDZX") == "" && (!strings.Contains(states, "D") || strings.ContainsAny(states, "Tt"))
 }
 
 // Running are the processes of the caller's process namespace, one that is just
