@@ -172,14 +172,15 @@ func isFlat(t *testing.T, of func() int, once func(i int)) {
 func settled(t *testing.T, pid int, want map[string]int) map[string]int {
 	t.Helper()
 	counts, last := belongings(t, pid), want
-	for range 40 {
+	within(3*patience, func() bool {
 		if maps.Equal(counts, last) {
-			break
+			return true
 		}
 		if want == nil {
 			last = counts
 		}
 		counts = belongings(t, pid)
-	}
+		return false
+	})
 	return counts
 }
