@@ -129,3 +129,33 @@ func inState(t *testing.T, h Host, spec Spec, want State) Report {
 func warnings(h Host) int {
 	return strings.Count(keeperLogs(h), "level=WARN msg=\"somebody has deleted the bridge")
 }
+
+// TestBridgeMadeAgain: ports go into a bridge of the host's that somebody has
+// deleted and made again, or given its name, without any other news.
+func TestBridgeMadeAgain(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	sh(t, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6") // news of addresses would be a reason to look, too
+	uplinks(t)
+	h, spec := testHost(t), specs()["bridge-join"]
+	p, err := Attach(context.Background(), h, spec, testPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := follows(t, h, spec)
+	ip(t, "link", "add", "spare", "type", "bridge")
+	for _, again := range []string{"link add br0 type bridge", "link set spare name br0"} {
+		ip(t, "link", "del", "br0")
+		heard.next(Broke)
+		ip(t, strings.Fields(again)...)
+		heard.next(Mended)
+		if port := ip(t, "link", "show", "master", "br0"); !strings.Contains(port, p.Link()) {
+			t.Errorf("after %s, %s is not in it: %s", again, p.Link(), port)
+		}
+		inState(t, h, spec, Up)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -67,13 +67,19 @@ func chosen[T any](subscribe func(chan T) error, wanted func(T) bool) func(chan 
 // keepers of a host hear of all links. One that is new is none before it has
 // been in order: its port is just being made, and a look at all links for each
 // would make a crowd's ports slower one by one. One that is gone is nobody's to
-// mend; of a bridge it is told.
+// mend; of a bridge it is told, and another one of its name is news.
 func (r Resolved) suspicious(n names) func(netlink.LinkUpdate) bool {
 	coming := map[string]bool{}
+	bridge := 0 // index of the link that has its name; 0: none, or no news yet
 	return func(u netlink.LinkUpdate) bool {
 		a := u.Attrs()
 		gone := u.Header.Type == unix.RTM_DELLINK
-		if gone && a.Name == r.Link {
+		switch there := a.Name == r.Link && !gone; {
+		case there && a.Index != bridge:
+			bridge = a.Index
+			return true
+		case !there && (a.Name == r.Link || a.Index == bridge):
+			bridge = 0
 			return true
 		}
 		if a.Name != n.bridge && a.Name != n.vlan && (a.Name != r.Uplink || r.Mode != Bridge) && !strings.HasPrefix(a.Name, n.tapPrefix()) {
