@@ -3,6 +3,8 @@ package vm
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,29 +35,42 @@ func awaitKilled(ctx context.Context, h Host, name string) {
 
 // awaitDying waits for the end of a process, if it was killed.
 func awaitDying(ctx context.Context, pid int) {
-	if pid <= 0 {
+	process, err := OpenProcess(pid)
+	if err != nil {
 		return
 	}
+	defer process.Close()
+	// The descriptor keeps the number from being another process's by now.
+	if wasKilled(pid) {
+		_ = AwaitProcess(ctx, process) // ctx bounds it
+	}
+}
+
+// OpenProcess returns a pidfd of a process (pidfd_open(2)), which the caller closes.
+func OpenProcess(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	nonblocking := unix.SetNonblock(fd, true) // so that os waits for it by epoll
-	process := os.NewFile(uintptr(fd), "pidfd")
-	defer process.Close()
-	if nonblocking != nil {
-		return // nothing would end the wait
+	if err := unix.SetNonblock(fd, true); err != nil { // so that os waits for it by epoll
+		return nil, errors.Join(fmt.Errorf("open process %d: %w", pid, err), unix.Close(fd))
 	}
-	// The descriptor keeps the number from being another process's by now.
-	if !wasKilled(pid) {
-		return
-	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// AwaitProcess waits for the end of a process that OpenProcess has opened, whoever
+// its parent is. An error is the context's, or says that the file is closed.
+func AwaitProcess(ctx context.Context, process *os.File) error {
 	conn, err := process.SyscallConn()
 	if err != nil {
-		return
+		return err
 	}
 	defer context.AfterFunc(ctx, func() { process.SetDeadline(time.Now()) })()
-	conn.Read(func(fd uintptr) bool { return isReadable(int(fd)) }) // or ctx has ended
+	err = conn.Read(func(fd uintptr) bool { return isReadable(int(fd)) })
+	if ctx.Err() != nil && err != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // isReadable tells whether a descriptor can be read now; a pidfd can be once the

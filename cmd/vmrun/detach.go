@@ -38,6 +38,7 @@ type job struct {
 
 // news is what a supervisor says until its VM runs, or is known not to.
 type news struct {
+	PID    int      `json:"pid,omitempty"`  // the supervisor's, first
 	Line   string   `json:"line,omitempty"` // for stderr
 	Ready  bool     `json:"ready,omitempty"`
 	Failed *failure `json:"failed,omitempty"`
@@ -74,6 +75,7 @@ func (r *runner) detached(ctx context.Context, start func() (outcome, vm.Host)) 
 	signals, stop := listen()
 	defer stop()
 	r.signals = signals
+	defer func() { r.supervisor.Close() }() // or there is none
 	end, host := start()
 	if told, ok := errors.AsType[supervisorError](end.cause); ok {
 		fmt.Fprint(r.stderr, told.Told)
@@ -119,15 +121,42 @@ func (r *runner) startDetached(ctx context.Context, file string, plan *vm.Plan, 
 		defer r.progress("launching " + plan.Name)()
 		return s.await(r.stderr)
 	})
-	switch {
-	case !finished:
+	if !finished {
 		return launchFailure(errors.Join(signalError{signal}, teardownError{errors.New("cut short by another signal")}))
+	}
+	r.supervisor.Close() // of a name that was taken
+	r.supervisor = s.process
+	if end.err() != nil {
+		r.awaitSupervisor()
+	}
+	switch {
 	case signal != 0 && end.err() == nil:
 		return r.interrupted(host, plan.Name, signal)
 	case signal != 0:
 		return launchFailure(signalError{signal})
 	}
 	return end
+}
+
+// supervisorPatience bounds the wait for the end of a supervisor that has said its
+// last. That takes milliseconds, and seconds where a client takes nothing.
+const supervisorPatience = 10 * time.Second
+
+// awaitSupervisor waits for the end of the process of a supervisor without a VM, so
+// that nobody finds it after this one's end, such as systemd, which would kill it. A
+// signal ends the wait. Who reads the report from a pipe may come after us.
+func (r *runner) awaitSupervisor() {
+	if r.supervisor == nil || isStream(r.options.report) {
+		return
+	}
+	err, signal, _ := untilSignal(context.Background(), r.signals, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, supervisorPatience)
+		defer cancel()
+		return vm.AwaitProcess(ctx, r.supervisor)
+	})
+	if err != nil && signal == 0 {
+		r.log.Warn("wait for the supervisor's end", "cause", err)
+	}
 }
 
 // interrupted ends a VM that a signal said is not wanted any more.
@@ -139,16 +168,23 @@ func (r *runner) interrupted(host vm.Host, name string, signal unix.Signal) outc
 	return end
 }
 
-// endDetached ends a VM in order. A signal skips ahead.
+// endDetached ends a VM in order, with its supervisor. A signal skips ahead.
 func (r *runner) endDetached(host vm.Host, name string) error {
+	defer r.progress("ending " + name)()
 	m, err := vm.Open(context.Background(), host, name)
-	if _, gone := errors.AsType[*vm.UnknownError](err); gone {
-		return nil
+	_, gone := errors.AsType[*vm.UnknownError](err)
+	if err == nil {
+		err = r.stopDetached(m)
 	}
-	if err != nil {
+	if err != nil && !gone {
 		return err
 	}
-	defer r.progress("ending " + name)()
+	r.awaitSupervisor()
+	return nil
+}
+
+// stopDetached ends a VM in order. A signal skips ahead.
+func (r *runner) stopDetached(m vm.Machine) error {
 	done := make(chan error, 2)
 	stop := func() {
 		_, err := control.Stop(context.Background(), m, r.options.grace)
@@ -159,7 +195,7 @@ func (r *runner) endDetached(host vm.Host, name string) error {
 		select {
 		case err := <-done:
 			if err != nil && !control.HasEnded(err) {
-				return teardownError{fmt.Errorf("end %s: %w", name, err)}
+				return teardownError{fmt.Errorf("end %s: %w", m.Name, err)}
 			}
 			return nil
 		case <-r.signals:
@@ -209,6 +245,7 @@ func (r *runner) awaitReady(ctx context.Context, host vm.Host, name string) erro
 // explainGone says of a VM that ended before it could be asked what its console's
 // log tells. The rest is its supervisor's to tell.
 func (r *runner) explainGone(host vm.Host, name string, condition control.Condition) error {
+	r.awaitSupervisor()
 	d := vm.DiagnoseLog(host, name)
 	r.evidence = &evidence{host: host, plan: &vm.Plan{Name: name}, diagnosis: &d}
 	r.tellFailure(name, nil)
@@ -249,8 +286,9 @@ func (r *runner) notifyReady(ctx context.Context, host vm.Host, name string) err
 
 // supervisor is one that was started, until its VM runs.
 type supervisor struct {
-	conn *net.UnixConn
-	log  string // path
+	conn    *net.UnixConn
+	log     string   // path
+	process *os.File // pidfd; nil: it has not said which, or has ended
 }
 
 const (
@@ -387,6 +425,9 @@ func (s *supervisor) await(stderr io.Writer) outcome {
 			return outcome{code: f.Code, by: f.By, reason: f.Reason, cause: supervisorError{*f}}
 		case n.Ready:
 			return outcome{}
+		case n.PID != 0:
+			s.process, _ = vm.OpenProcess(n.PID) // else it has ended
+			continue
 		}
 		fmt.Fprint(stderr, n.Line)
 	}

@@ -37,6 +37,7 @@ type runner struct {
 	// sweepNetworks is netsetup.Sweep.
 	sweepNetworks func(context.Context, netsetup.Host) ([]string, error)
 	notify        notifySocket // systemd's; "": nobody is told
+	supervisor    *os.File     // pidfd of the one that was started; nil: there is none
 
 	// ready is told in the background that the VM runs; nil: in the foreground.
 	ready func()

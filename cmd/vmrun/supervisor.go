@@ -69,6 +69,7 @@ func supervise(ctx context.Context, starter, log *os.File) error {
 	}
 	starter.Close()
 	s := &starterConn{conn: conn, log: &cappedLog{file: log}}
+	s.say(news{PID: os.Getpid()})
 	in := json.NewDecoder(conn)
 	in.DisallowUnknownFields()
 	var j job
