@@ -20,30 +20,57 @@ func TestBridgeDeleted(t *testing.T) {
 	ip(t, "link", "del", "br0")
 	before := hostState(t)
 	for _, name := range []string{"nat", "bridge-uplink", "bridge-join"} {
-		for what, c := range map[string]struct {
-			members int
-			killed  bool // the keeper, too
-		}{"members": {2, false}, "a holder": {0, false}, "members and a killed keeper": {2, true}} {
+		for what, c := range map[string]deletion{"members": {members: 2}, "a holder": {}, "members and a killed keeper": {members: 2, killed: true}} {
 			t.Run(name+" with "+what, func(t *testing.T) {
 				if name == "bridge-join" {
 					ip(t, "link", "add", "br0", "up", "type", "bridge")
 				}
-				deleteBridge(t, h, specs()[name], c.members, c.killed)
+				deleteBridge(t, h, specs()[name], c)
 				leftNothing(t, h, before, hostState)
 			})
 		}
 	}
 }
 
+// TestBridgeReplaced: a link to which somebody has given the name of a network's
+// bridge is not the network's, whatever it is, and stays as it is.
+func TestBridgeReplaced(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	sh(t, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	for _, name := range []string{"nat", "bridge-uplink"} {
+		for _, stranger := range []string{"link add NAME up type bridge", "tuntap add NAME mode tun"} {
+			for what, killed := range map[string]bool{"": false, " and a killed keeper": true} {
+				t.Run(name+" by "+stranger+what, func(t *testing.T) {
+					deleteBridge(t, h, specs()[name], deletion{members: 2, killed: killed, stranger: stranger})
+					leftNothing(t, h, before, hostState)
+				})
+			}
+		}
+	}
+}
+
+// deletion says what there is when somebody deletes a bridge.
+type deletion struct {
+	members  int
+	killed   bool   // the keeper, too
+	stranger string // what gives its name to another link; "": nobody does
+}
+
 // deleteBridge deletes the bridge of a network with a holder and members, and then
 // lets those go.
-func deleteBridge(t *testing.T, h Host, spec Spec, members int, killed bool) {
+func deleteBridge(t *testing.T, h Host, spec Spec, d deletion) {
 	ctx := context.Background()
 	if err := StartHolder(ctx, h, spec, nil); err != nil {
 		t.Fatal(err)
 	}
 	var ports []*Port
-	for i := range members {
+	for i := range d.members {
 		p, err := Attach(ctx, h, spec, portOf(i))
 		if err != nil {
 			t.Fatal(err)
@@ -54,11 +81,14 @@ func deleteBridge(t *testing.T, h Host, spec Spec, members int, killed bool) {
 	bridge := inState(t, h, spec, Up).Bridge
 	heard := follows(t, h, spec)
 	ip(t, "link", "del", bridge)
+	if d.stranger != "" {
+		ip(t, strings.Fields(strings.ReplaceAll(d.stranger, "NAME", bridge))...)
+	}
 	if e := heard.next(Broke); !strings.Contains(e.Data.Text, bridge) {
 		t.Errorf("heard %+v of bridge %s", e.Data, bridge)
 	}
 	inState(t, h, spec, Broken)
-	if killed {
+	if d.killed {
 		kill(t, only(t))
 		heard.next(KeeperDied)
 		heard.next(Adopted)
@@ -68,13 +98,19 @@ func deleteBridge(t *testing.T, h Host, spec Spec, members int, killed bool) {
 	if list, err := List(ctx, h); err != nil || len(list) != 1 || list[0].State != Broken {
 		t.Errorf("list %+v, %v; want it broken", list, err)
 	}
-	isRefused(t, h, spec, portOf(members), bridge)
-	if err := Down(ctx, h, spec.Name, spec.Dir); (err != nil) != (members > 0) {
+	isRefused(t, h, spec, portOf(d.members), bridge)
+	if err := Down(ctx, h, spec.Name, spec.Dir); (err != nil) != (d.members > 0) {
 		t.Errorf("down: %v", err)
 	}
-	if members > 0 {
+	if d.members > 0 && d.stranger == "" {
 		inState(t, h, spec, GoingDown)
-		isRefused(t, h, spec, portOf(members), bridge)
+		isRefused(t, h, spec, portOf(d.members), bridge)
+	}
+	if d.stranger != "" {
+		defer ip(t, "link", "del", bridge)
+		if put := ip(t, "-o", "-4", "addr", "show", "dev", bridge) + ip(t, "-o", "link", "show", "master", bridge); put != "" {
+			t.Errorf("was put onto the stranger's link: %s", put)
+		}
 	}
 	for _, p := range ports {
 		if err := p.Close(); err != nil {
@@ -85,7 +121,7 @@ func deleteBridge(t *testing.T, h Host, spec Spec, members int, killed bool) {
 	heard.next(WentDown)
 	awaitAlone(t)
 	want := 1
-	if killed {
+	if d.killed {
 		want++ // the next keeper's
 	}
 	if n := warnings(h) - told; n != want {

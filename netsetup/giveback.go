@@ -16,6 +16,7 @@ type giveBack struct {
 	Uplink string        `json:"uplink"`
 	Index  int           `json:"index"` // of the uplink: another one of its name has never had anything
 	Bridge string        `json:"bridge"`
+	Group  uint32        `json:"group,omitempty"` // of the bridge: nobody else's of its name has anything of the uplink's; 0: not noted
 	State  uplink.State  `json:"state"`
 	Read   time.Duration `json:"read"` // the host's uptime at the time of State
 }
@@ -41,6 +42,7 @@ func (o giveBack) do(w *effects) error {
 		return err
 	}
 	bridge, bridged := f.link(o.Bridge)
+	bridged = bridged && (o.Group == 0 || bridge.Group == o.Group)
 	var theirs uplink.State
 	if bridged {
 		if theirs, err = w.kernel.State(bridge.Name); err != nil {

@@ -49,6 +49,7 @@ type keeper struct {
 	adopted  *Group              // of a dead keeper's holder, until that is back
 	leaving  removals
 	services *services
+	bridge   int          // index of the one that was made for it; 0: it is gone, or the host's
 	broken   bool         // its bridge is gone, and that was told
 	result   detachResult // of the teardown
 	guardian *guardian    // nil: no uplink was taken over

@@ -80,7 +80,21 @@ func (k *keeper) build(spec Spec) error {
 	if err := k.guardian.confirm(); err != nil {
 		return fmt.Errorf("confirm to the dead-man: %w", err)
 	}
+	if err := k.noteBridge(); err != nil {
+		return err
+	}
 	return k.services.start(k)
+}
+
+// noteBridge remembers the bridge that was made for the network, by what only that
+// has: its name alone anybody can give to another link once it is gone.
+func (k *keeper) noteBridge() error {
+	links, err := k.w.kernel.Links()
+	k.bridge = 0
+	if l, ok := (Facts{Links: links}).link(k.names.bridge); ok && l.Group == k.names.group && l.Kind == "bridge" {
+		k.bridge = l.Index
+	}
+	return err
 }
 
 // needsNoHostLock tells the first of the steps that are done without it.

@@ -270,7 +270,7 @@ func (k *keeper) resume(ctx context.Context) error {
 	if err := k.w.claims.rejoinLibvirt(k.network.LibvirtUUID); err != nil {
 		k.log.Warn("claim libvirt network", "cause", err)
 	}
-	if err := services.start(k); err != nil {
+	if err := errors.Join(k.noteBridge(), services.start(k)); err != nil {
 		return err
 	}
 	services.follow(k)

@@ -129,9 +129,10 @@ func (k *keeper) mendAndTell(ctx context.Context) {
 func (k *keeper) mend() ([]string, error) {
 	// Most news turn out to be nothing: nobody has to wait while we find out.
 	k.mu.Lock()
-	lost, steps := k.lostBridge(), k.lastingSteps()
+	k.tellBroken()
+	steps := k.lastingSteps()
 	k.mu.Unlock()
-	if lost || len(steps) == 0 {
+	if len(steps) == 0 {
 		return nil, nil
 	}
 	links, err := k.w.kernel.Links()
@@ -155,10 +156,10 @@ func (k *keeper) mend() ([]string, error) {
 	return mended, errors.Join(errs...)
 }
 
-// lostBridge tells whether somebody has deleted the bridge of a network that is
-// up, and says so once. Where it stood for an uplink, the host's way out is gone
-// with it, and the network ends.
-func (k *keeper) lostBridge() bool {
+// tellBroken tells once that somebody has deleted the bridge of a network that is
+// up. Where it stood for an uplink, the host's way out is gone with it, and the
+// network ends.
+func (k *keeper) tellBroken() {
 	lost := k.phase == up && k.checkBridge() != nil
 	told := k.broken
 	k.broken = lost
@@ -170,13 +171,13 @@ func (k *keeper) lostBridge() bool {
 		k.tellEvent(Broke, "", EventDetail{Text: fmt.Sprintf("bridge %s is gone", k.network.Link)})
 		k.log.Warn("somebody has deleted the bridge: the network's VMs are cut off", "bridge", k.network.Link, "members", len(k.ports))
 	}
-	return lost
 }
 
 // checkBridge is why nobody can join or hold the network any more; nil while its
-// bridge is there.
+// bridge is there. One of the host's may be another by now, one of ours never is.
 func (k *keeper) checkBridge() error {
-	if _, err := k.w.kernel.Index(k.network.Link); errors.Is(err, errGone) {
+	index, err := k.w.kernel.Index(k.network.Link)
+	if errors.Is(err, errGone) || err == nil && !k.network.joined() && index != k.bridge {
 		return bridgeGone(k.network.Link)
 	}
 	return nil
@@ -187,9 +188,9 @@ func bridgeGone(bridge string) error {
 }
 
 // lastingSteps are those whose effect stays while the network is up, and that
-// can be done again; none while it is not.
+// can be done again; none while it is not, or has no bridge.
 func (k *keeper) lastingSteps() []step {
-	if k.phase != up {
+	if k.phase != up || k.checkBridge() != nil {
 		return nil
 	}
 	var steps []step

@@ -32,6 +32,10 @@ func TestMend(t *testing.T) {
 		{"joined bridge down", "bridge-join", func(f *fake, _ names) { f.links["br0"].Up = false }, true},
 		{"bridge gone", "nat", func(f *fake, n names) { f.remove(f.links[n.bridge]) }, true},
 		{"joined bridge gone", "bridge-join", func(f *fake, _ names) { f.remove(f.links["br0"]) }, true},
+		{"another link of the bridge's name", "nat", func(f *fake, n names) {
+			f.remove(f.links[n.bridge])
+			f.add(Link{Name: n.bridge, Kind: "bridge"})
+		}, true},
 		{"port gone", "nat", func(f *fake, n names) { f.remove(f.links[tap(n)]) }, true},
 	}
 	for _, tt := range tests {
@@ -47,6 +51,9 @@ func TestMend(t *testing.T) {
 		}
 		k := &keeper{phase: up, network: resolved, names: n, w: r.w, log: slog.New(slog.DiscardHandler),
 			ports: map[string]*holding{"a": {portRecord: portRecord{ID: "a", Spec: testPort()}}}}
+		if err := k.noteBridge(); err != nil {
+			t.Fatal(err)
+		}
 		before := r.fake.state()
 		tt.spoil(r.fake, n)
 		spoilt := r.fake.state()

@@ -28,7 +28,7 @@ func takeoverSteps(r Resolved, n names, f Facts) []step {
 	if f.Forward[r.Uplink] {
 		forwarding = "1"
 	}
-	back := giveBack{Uplink: r.Uplink, Index: l.Index, Bridge: n.bridge, State: u.State, Read: u.Read}
+	back := giveBack{Uplink: r.Uplink, Index: l.Index, Bridge: n.bridge, Group: n.group, State: u.State, Read: u.Read}
 	steps := []step{
 		{do: note{"start a process that undoes all this should the keeper die"}},
 		{addBridge{Name: n.bridge, Title: n.title, MAC: l.MAC, MTU: r.MTU, Group: n.group}, delLinks{n.group, []string{n.bridge}}},

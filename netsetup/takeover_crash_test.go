@@ -296,6 +296,42 @@ func TestBridgeRemovedByHand(t *testing.T) {
 	leftNothing(t, h, before, network)
 }
 
+// TestBridgeOfUplinkReplaced: whoever gives the bridge's name to another link takes
+// it away as well; the uplink gets nothing that the other has, nor is that touched.
+func TestBridgeOfUplinkReplaced(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	usedUplink(t)
+	h := testHost(t)
+	network(t)
+	s := newSession(t, "192.0.2.2:0")
+	ip(t, "link", "del", "vpn")
+	before := network(t)
+	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	keeper := only(t)
+	halt(t, keeper) // it sees the bridge gone only when the other one is there
+	for _, line := range []string{"link del BRIDGE", "link add BRIDGE up type bridge", "addr add 10.99.0.1/24 dev BRIDGE"} {
+		ip(t, strings.Fields(strings.ReplaceAll(line, "BRIDGE", p.Bridge()))...)
+	}
+	if err := unix.Kill(keeper, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.works(t) // without a command
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	awaitAlone(t)
+	if has := ip(t, "-4", "addr", "show", "dev", p.Bridge()); !strings.Contains(has, "10.99.0.1/24") {
+		t.Errorf("the other link has lost its address: %s", has)
+	}
+	ip(t, "link", "del", p.Bridge())
+	leftNothing(t, h, before, network)
+}
+
 // TestDeadmanWithoutJournal: a folder that was removed meanwhile takes nothing
 // from a dead-man, which knows by itself what there is to undo.
 func TestDeadmanWithoutJournal(t *testing.T) {
