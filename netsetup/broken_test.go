@@ -66,6 +66,7 @@ type deletion struct {
 // lets those go.
 func deleteBridge(t *testing.T, h Host, spec Spec, d deletion) {
 	ctx := context.Background()
+	said := len(keeperLogs(h))
 	if err := StartHolder(ctx, h, spec, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +128,9 @@ func deleteBridge(t *testing.T, h Host, spec Spec, d deletion) {
 	if n := warnings(h) - told; n != want {
 		t.Errorf("told %d times:\n%s", n, keeperLogs(h))
 	}
+	if log := keeperLogs(h)[said:]; strings.Contains(log, "level=ERROR") {
+		t.Errorf("takes it for an error:\n%s", log)
+	}
 }
 
 // isRefused tries to join and to hold a network whose bridge is gone, and to plan
@@ -134,7 +138,10 @@ func deleteBridge(t *testing.T, h Host, spec Spec, d deletion) {
 func isRefused(t *testing.T, h Host, spec Spec, port PortSpec, bridge string) {
 	t.Helper()
 	opened := strings.Count(keeperLogs(h), "open TAP")
-	_, joins := Attach(context.Background(), h, spec, port)
+	p, joins := Attach(context.Background(), h, spec, port)
+	if joins == nil {
+		defer p.Close()
+	}
 	facts, _, err := ReadFacts(h, spec)
 	if err != nil {
 		t.Fatal(err)

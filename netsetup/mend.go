@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -34,14 +33,11 @@ func (k *keeper) keepLinks(ctx context.Context) {
 	look := func() { k.mendAndTell(ctx) }
 	go follow(ctx, k.log, chosen(links, k.network.suspicious(k.names)), look)
 	go follow(ctx, k.log, chosen(addresses, suspiciousAddress), look)
-	forwarding := func(news chan struct{}) error {
-		bridge, err := net.InterfaceByName(k.network.Link)
-		if err != nil {
-			return err
-		}
-		return subscribeForwarding(ctx, news, allLinks, bridge.Index)
+	bridge := k.bridge
+	if bridge == 0 {
+		return // whose forwarding is nobody's, or the host's own business
 	}
-	go follow(ctx, k.log, forwarding, look)
+	go follow(ctx, k.log, func(news chan struct{}) error { return subscribeForwarding(ctx, news, allLinks, bridge) }, look)
 }
 
 // chosen is a subscription to the wanted ones of all news.
