@@ -3,6 +3,7 @@ package netsetup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -55,10 +56,38 @@ func TestBridgeReplaced(t *testing.T) {
 	}
 }
 
+// TestBridgeRenamed: a bridge to which somebody has given another name is gone as if
+// it was deleted, but the network's end takes it away under that name.
+func TestBridgeRenamed(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	sh(t, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+	uplinks(t)
+	h := testHost(t)
+	hostState(t)
+	before := hostState(t)
+	for _, name := range []string{"nat", "bridge-uplink"} {
+		for what, killed := range map[string]bool{"": false, " and a killed keeper": true} {
+			t.Run(name+what, func(t *testing.T) {
+				deleteBridge(t, h, specs()[name], deletion{members: 2, killed: killed, renamed: true})
+				leftNothing(t, h, before, hostState)
+			})
+		}
+	}
+}
+
+// rename gives a link another name; one that is up can keep its own before Linux 6.2.
+func rename(t *testing.T, link, name string) {
+	t.Helper()
+	sh(t, fmt.Sprintf("until ip link set %s name %s; do ip link set %[1]s down; done", link, name))
+}
+
 // deletion says what there is when somebody deletes a bridge.
 type deletion struct {
 	members  int
 	killed   bool   // the keeper, too
+	renamed  bool   // it is, instead
 	stranger string // what gives its name to another link; "": nobody does
 }
 
@@ -81,7 +110,11 @@ func deleteBridge(t *testing.T, h Host, spec Spec, d deletion) {
 	told := warnings(h)
 	bridge := inState(t, h, spec, Up).Bridge
 	heard := follows(t, h, spec)
-	ip(t, "link", "del", bridge)
+	if d.renamed {
+		rename(t, bridge, "other")
+	} else {
+		ip(t, "link", "del", bridge)
+	}
 	if d.stranger != "" {
 		ip(t, strings.Fields(strings.ReplaceAll(d.stranger, "NAME", bridge))...)
 	}

@@ -165,9 +165,8 @@ func (f *fake) DelLinks(group uint32, names []string) error {
 		return err
 	}
 	found := false
-	for _, name := range names {
-		l := f.links[name]
-		if l == nil || l.Group != group {
+	for _, l := range f.links {
+		if l.Group != group || !slices.Contains(names, l.Name) && !slices.Contains(names, l.Altname) {
 			continue
 		}
 		found = true

@@ -304,7 +304,7 @@ func TestTornLineDoesNotSwallowTheNext(t *testing.T) {
 	}
 	r.j.file.Close()
 	r.open()
-	if err := r.j.record(delLinks{1, []string{"vmrx"}}); err != nil {
+	if err := r.j.record(delLinks{Group: 1, Names: []string{"vmrx"}}); err != nil {
 		t.Fatal(err)
 	}
 	r.j.file.Close()
@@ -318,7 +318,7 @@ func TestTornLineDoesNotSwallowTheNext(t *testing.T) {
 func TestJournalSaysWhoWroteIt(t *testing.T) {
 	r := newRig(t, "nftables")
 	r.j.by = "vmrun v1.2.3"
-	if err := r.j.record(delLinks{1, []string{"vmrx"}}); err != nil {
+	if err := r.j.record(delLinks{Group: 1, Names: []string{"vmrx"}}); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(r.j.path)

@@ -234,7 +234,7 @@ func (j *journal) undo(w *effects) error {
 				byGroup[u.Group] = &undoing{op: delLinks{Group: u.Group}}
 				slow = append(slow, byGroup[u.Group])
 			}
-			byGroup[u.Group].add(e.Seq, u.Names)
+			byGroup[u.Group].add(e.Seq, u)
 		case delRules, delTables:
 			slow = append(slow, &undoing{op: u, seqs: []int{e.Seq}})
 		case nil:
@@ -262,9 +262,9 @@ type undoing struct {
 	err  error
 }
 
-func (u *undoing) add(seq int, names []string) {
+func (u *undoing) add(seq int, more delLinks) {
 	d := u.op.(delLinks)
-	d.Names = append(d.Names, names...)
+	d.Names, d.Titles = append(d.Names, more.Names...), append(d.Titles, more.Titles...)
 	u.op, u.seqs = d, append(u.seqs, seq)
 }
 

@@ -62,7 +62,7 @@ func (j *journal) recordTAPs(n names, f Facts) error {
 			continue
 		}
 		port := &portRecord{ID: rand.Text(), UID: uint32(os.Geteuid()), Spec: PortSpec{VM: l.Name}, Link: l.Name, Since: time.Now().UTC()}
-		_, err := j.recordPort(delLinks{n.group, []string{l.Name}}, port)
+		_, err := j.recordPort(delLinks{Group: n.group, Names: []string{l.Name}}, port)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

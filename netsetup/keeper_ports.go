@@ -126,7 +126,7 @@ func (k *keeper) regain(r attachRequest) *holding {
 	if h.IP, err = k.services.reserve(r.Port, true); err != nil {
 		k.log.Warn("keep address", "vm", r.Port.VM, "cause", err)
 	}
-	if h.seq, err = k.journal.recordPort(delLinks{k.names.group, []string{link}}, &h.portRecord); err == nil {
+	if h.seq, err = k.journal.recordPort(delLinks{Group: k.names.group, Names: []string{link}}, &h.portRecord); err == nil {
 		err = k.journal.cross(lost.seq)
 	} else {
 		h.seq = lost.seq

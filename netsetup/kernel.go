@@ -25,8 +25,8 @@ type kernel interface {
 	// OpenTAP creates a TAP and returns one open file per queue. The TAP goes
 	// when the last copy of them is closed. The caller closes them.
 	OpenTAP(openTAP) ([]*os.File, error)
-	// DelLinks removes those of names that exist and are of the group, and
-	// leaves alone what is not. errGone when none was there.
+	// DelLinks removes those of names, or altnames, that exist and are of the
+	// group, and leaves alone what is not. errGone when none was there.
 	DelLinks(group uint32, names []string) error
 
 	Enslave(link, bridge string) error

@@ -31,7 +31,7 @@ func (k *keeper) keepLinks(ctx context.Context) {
 			ErrorCallback: missed, ReceiveBufferSize: receiveBuffer})
 	}
 	look := func() { k.mendAndTell(ctx) }
-	go follow(ctx, k.log, chosen(links, k.network.suspicious(k.names)), look)
+	go follow(ctx, k.log, chosen(links, k.network.suspicious(k.names, k.bridge)), look)
 	go follow(ctx, k.log, chosen(addresses, suspiciousAddress), look)
 	bridge := k.bridge
 	if bridge == 0 {
@@ -63,10 +63,10 @@ func chosen[T any](subscribe func(chan T) error, wanted func(T) bool) func(chan 
 // keepers of a host hear of all links. One that is new is none before it has
 // been in order: its port is just being made, and a look at all links for each
 // would make a crowd's ports slower one by one. One that is gone is nobody's to
-// mend; of a bridge it is told, and another one of its name is news.
-func (r Resolved) suspicious(n names) func(netlink.LinkUpdate) bool {
+// mend; of a bridge it is told, and another one of its name is news. Bridge is the
+// index of the link that has the name; 0: none has it, or nobody knows.
+func (r Resolved) suspicious(n names, bridge int) func(netlink.LinkUpdate) bool {
 	coming := map[string]bool{}
-	bridge := 0 // index of the link that has its name; 0: none, or no news yet
 	return func(u netlink.LinkUpdate) bool {
 		a := u.Attrs()
 		gone := u.Header.Type == unix.RTM_DELLINK

@@ -263,7 +263,7 @@ func (h *host) DelLinks(group uint32, doomed []string) error {
 	others := map[uint32]bool{}
 	for _, l := range all {
 		a := l.Attrs()
-		if (a.Group == group || a.Group == leaving) && slices.Contains(doomed, a.Name) {
+		if (a.Group == group || a.Group == leaving) && answersTo(a, doomed) {
 			ours = append(ours, l)
 			moved = moved || a.Group == leaving
 		} else {
@@ -285,6 +285,11 @@ func (h *host) DelLinks(group uint32, doomed []string) error {
 		}
 	}
 	return h.delGroup(leaving)
+}
+
+// answersTo tells whether one of names is the link's, or an altname of it.
+func answersTo(a *netlink.LinkAttrs, names []string) bool {
+	return slices.ContainsFunc(append(a.AltNames, a.Name), func(name string) bool { return slices.Contains(names, name) })
 }
 
 // delEach removes links at the same time, each by a socket of its own.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vmrun/vmrun/netsetup/firewall"
@@ -240,16 +241,20 @@ func (o note) String() string { return o.Text }
 
 func (o note) do(*effects) error { return nil }
 
-// delLinks removes links of the network, as many at once as the kernel can.
+// delLinks removes links of the network, as many at once as the kernel can. By its
+// title, which no other link can have, one is known whatever its name is by then.
 type delLinks struct {
-	Group uint32   `json:"group"`
-	Names []string `json:"names"`
+	Group  uint32   `json:"group"`
+	Names  []string `json:"names"`
+	Titles []string `json:"titles,omitempty"` // altnames
 }
 
 func (o delLinks) kind() string   { return "del-links" }
 func (o delLinks) String() string { return "delete " + strings.Join(o.Names, ", ") }
 
-func (o delLinks) do(w *effects) error { return ignoreGone(w.kernel.DelLinks(o.Group, o.Names)) }
+func (o delLinks) do(w *effects) error {
+	return ignoreGone(w.kernel.DelLinks(o.Group, slices.Concat(o.Names, o.Titles)))
+}
 
 // delRules removes chains of iptables, their rules and the jumps to them.
 type delRules struct {

@@ -171,7 +171,7 @@ func networkSteps(r Resolved, n names, f Facts) []step {
 	}
 	steps := []step{{
 		addBridge{Name: n.bridge, Title: n.title, MAC: n.bridgeMAC(), MTU: r.MTU, Group: n.group},
-		delLinks{n.group, []string{n.bridge}},
+		delLinks{n.group, []string{n.bridge}, []string{n.title}},
 	}}
 	for _, kv := range bridgeSysctls(r, n.bridge) {
 		steps = append(steps, step{do: kv})
@@ -218,9 +218,10 @@ func bridgeSysctls(r Resolved, link string) []setSysctl {
 func uplinkSteps(r Resolved, n names) []step {
 	switch r.Mode {
 	case VLAN:
+		title := n.title + "-uplink"
 		steps := []step{{
-			addVLAN{Name: n.vlan, Title: n.title + "-uplink", Uplink: r.Uplink, VLAN: r.VLAN, MTU: r.MTU, Group: n.group},
-			delLinks{n.group, []string{n.vlan}},
+			addVLAN{Name: n.vlan, Title: title, Uplink: r.Uplink, VLAN: r.VLAN, MTU: r.MTU, Group: n.group},
+			delLinks{n.group, []string{n.vlan}, []string{title}},
 		}}
 		for _, kv := range bridgeSysctls(r, n.vlan) {
 			steps = append(steps, step{do: kv})
@@ -250,7 +251,7 @@ func planPort(r Resolved, n names, p PortSpec) []step {
 	tap := n.tap(p)
 	steps := []step{{
 		openTAP{Name: tap, Title: n.tapTitle(p), MAC: tapMAC(p.MAC), MTU: r.MTU, Queues: max(p.Queues, 1), Group: n.group},
-		delLinks{n.group, []string{tap}},
+		delLinks{Group: n.group, Names: []string{tap}},
 	}, {
 		do: setSysctl{"net/ipv6/conf/" + tap + "/disable_ipv6", "1"},
 	}}

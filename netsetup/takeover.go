@@ -31,7 +31,7 @@ func takeoverSteps(r Resolved, n names, f Facts) []step {
 	back := giveBack{Uplink: r.Uplink, Index: l.Index, Bridge: n.bridge, Group: n.group, State: u.State, Read: u.Read}
 	steps := []step{
 		{do: note{"start a process that undoes all this should the keeper die"}},
-		{addBridge{Name: n.bridge, Title: n.title, MAC: l.MAC, MTU: r.MTU, Group: n.group}, delLinks{n.group, []string{n.bridge}}},
+		{addBridge{Name: n.bridge, Title: n.title, MAC: l.MAC, MTU: r.MTU, Group: n.group}, delLinks{n.group, []string{n.bridge}, []string{n.title}}},
 		// Its link-local address is the uplink's and comes with the others.
 		{do: setSysctl{"net/ipv6/conf/" + n.bridge + "/addr_gen_mode", "1"}},
 		{do: copySettings{r.Uplink, n.bridge}},

@@ -332,6 +332,31 @@ func TestBridgeOfUplinkReplaced(t *testing.T) {
 	leftNothing(t, h, before, network)
 }
 
+// TestBridgeOfUplinkRenamed: a bridge that somebody has given another name leaves the
+// host its uplink, too.
+func TestBridgeOfUplinkRenamed(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	usedUplink(t)
+	h := testHost(t)
+	network(t)
+	s := newSession(t, "192.0.2.2:0")
+	ip(t, "link", "del", "vpn")
+	before := network(t)
+	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	rename(t, p.Bridge(), "other")
+	s.works(t) // without a command
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	awaitAlone(t)
+	leftNothing(t, h, before, network)
+}
+
 // TestDeadmanWithoutJournal: a folder that was removed meanwhile takes nothing
 // from a dead-man, which knows by itself what there is to undo.
 func TestDeadmanWithoutJournal(t *testing.T) {

@@ -137,7 +137,7 @@ func TestSweepWaitsForAChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip(t, "link", "add", "vmrx", "group", "77", "type", "bridge")
-	if err := j.record(delLinks{77, []string{"vmrx"}}); err != nil {
+	if err := j.record(delLinks{Group: 77, Names: []string{"vmrx"}}); err != nil {
 		t.Fatal(err)
 	}
 	child, err := lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX)
