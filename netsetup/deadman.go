@@ -26,6 +26,7 @@ import (
 // Words of a keeper to its dead-man, a line each. The first line is its orders.
 const (
 	wordConfirmed = "confirmed" // the host's gateway answers
+	wordNoted     = "noted"     // the journal has what there is to undo by now
 	wordUndoing   = "undoing"   // it is going back
 	wordDisarmed  = "disarmed"  // all is undone
 )
@@ -129,6 +130,8 @@ func (d *deadman) wait(ctx context.Context, lines *bufio.Reader) error {
 				return d.keeperDied(ctx)
 			case word == wordConfirmed:
 				late, d.up = nil, true
+			case word == wordNoted:
+				d.reread()
 			case word == wordUndoing:
 				d.up = false
 			case word == wordDisarmed:
@@ -143,6 +146,19 @@ func (d *deadman) wait(ctx context.Context, lines *bufio.Reader) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// reread takes what the journal has for orders, unless that is gone. The word for
+// it is short: the pipe has room for thousands, should nobody read them.
+func (d *deadman) reread() {
+	j, err := readJournal(d.dir, d.host.log())
+	if err != nil {
+		d.host.log().Warn("the orders stay as they were", "cause", err)
+		return
+	}
+	if undo := j.general(); len(undo) > 0 {
+		d.orders.Undo = undo
 	}
 }
 

@@ -6,18 +6,23 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/vmrun/vmrun/netsetup/uplink"
 )
 
 // obeyed is a dead-man in this process that has orders; its words are what is
 // written to in, and its end comes by the channel.
-func obeyed(t *testing.T, keeper int, confirm time.Duration) (in io.WriteCloser, end <-chan error) {
+func obeyed(t *testing.T, keeper int, confirm time.Duration) (h Host, in io.WriteCloser, end <-chan error) {
 	t.Helper()
-	h := testHost(t)
+	h = testHost(t)
 	if err := os.MkdirAll(filepath.Join(netsFolder(h.Runtime), "lan"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +40,7 @@ func obeyed(t *testing.T, keeper int, confirm time.Duration) (in io.WriteCloser,
 	if word, err := bufio.NewReader(fromDeadman).ReadString('\n'); err != nil || word != wordArmed+"\n" {
 		t.Fatalf("it answered %q, %v", word, err)
 	}
-	return toDeadman, done
+	return h, toDeadman, done
 }
 
 // TestDeadmanKillsAKeeperThatHangs: one that does not confirm is killed.
@@ -47,13 +52,60 @@ func TestDeadmanKillsAKeeperThatHangs(t *testing.T) {
 	if err := keeper.Start(); err != nil {
 		t.Fatal(err)
 	}
-	in, end := obeyed(t, keeper.Process.Pid, time.Millisecond)
+	_, in, end := obeyed(t, keeper.Process.Pid, time.Millisecond)
 	if err := keeper.Wait(); err == nil || err.Error() != "signal: killed" {
 		t.Errorf("the keeper ended with %v", err)
 	}
 	in.Close() // as the kernel does
 	if err := <-end; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDeadmanRereads: what the journal has by the keeper's word is known when it is
+// gone later.
+func TestDeadmanRereads(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	keeper := exec.Command("sleep", "1000")
+	if err := keeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h, in, end := obeyed(t, keeper.Process.Pid, 0)
+	ip(t, "link", "add", "vmunone", "type", "bridge") // down: what the orders say counts
+	ip(t, "link", "add", "eth0", "type", "veth", "peer", "name", "far")
+	link, err := net.InterfaceByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(netsFolder(h.Runtime), "lan")
+	j, err := openJournal(dir, h.log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := uplink.Address{Prefix: netip.MustParsePrefix("192.0.2.2/24"), Valid: uplink.Forever, Preferred: uplink.Forever}
+	back := giveBack{Uplink: "eth0", Index: link.Index, Bridge: "vmunone", State: uplink.State{Addresses: []uplink.Address{address}}}
+	if err := j.record(back); err != nil {
+		t.Fatal(err)
+	}
+	// The second of two words more is taken when the first has been heeded.
+	for _, word := range []string{wordNoted, wordUndoing, wordUndoing} {
+		if _, err := fmt.Fprintln(in, word); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "journal")); err != nil {
+		t.Fatal(err)
+	}
+	keeper.Process.Kill()
+	keeper.Wait()
+	in.Close() // as the kernel does
+	if err := <-end; err != nil {
+		t.Error(err)
+	}
+	if got := ip(t, "addr", "show", "dev", "eth0"); !strings.Contains(got, "192.0.2.2/24") {
+		t.Errorf("the uplink does not have its address back:\n%s", got)
 	}
 }
 
@@ -66,7 +118,7 @@ func TestDeadmanIsDisarmed(t *testing.T) {
 	if err := keeper.Start(); err != nil {
 		t.Fatal(err)
 	}
-	in, end := obeyed(t, keeper.Process.Pid, time.Minute)
+	_, in, end := obeyed(t, keeper.Process.Pid, time.Minute)
 	for _, word := range []string{wordConfirmed, wordDisarmed} {
 		if _, err := fmt.Fprintln(in, word); err != nil {
 			t.Fatal(err)

@@ -338,6 +338,17 @@ func (j *journal) ports() []entry {
 	return ports
 }
 
+// general lists the undos that are of no port, oldest first.
+func (j *journal) general() []undoEntry {
+	var all []undoEntry
+	for _, e := range j.entries {
+		if e.Port == nil {
+			all = append(all, *e.Undo)
+		}
+	}
+	return all
+}
+
 // done tells that nothing is left to undo.
 func (j *journal) done() bool { return len(j.entries) == 0 && !j.damaged }
 

@@ -129,6 +129,15 @@ func (g *guardian) confirm() error {
 	return g.say(wordConfirmed)
 }
 
+// note tells the dead-man that the journal has changed, and how.
+func (g *guardian) note(undo []undoEntry) error {
+	if g == nil {
+		return nil
+	}
+	g.orders.Undo = undo // for the next one
+	return g.say(wordNoted)
+}
+
 // goBack tells the dead-man that the undo has begun: nobody waits for another
 // keeper then.
 func (g *guardian) goBack() error {
@@ -179,13 +188,7 @@ func (k *keeper) armBefore(steps []step) error {
 
 // armAgain starts a dead-man for a network that was adopted.
 func (k *keeper) armAgain() error {
-	var undo []undoEntry
-	for _, e := range k.journal.entries {
-		if e.Port == nil {
-			undo = append(undo, *e.Undo)
-		}
-	}
-	return k.arm(undo, 0)
+	return k.arm(k.journal.general(), 0)
 }
 
 // standDown ends the dead-man's watch when nothing is left to undo.
@@ -245,6 +248,7 @@ func (k *keeper) keepLease(ctx context.Context, a uplink.Address) {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
+			go k.relend() // it may wait for who waits for us
 			valid, wait = lease.Valid, lease.RenewIn
 			end = time.Now().Add(valid)
 			log.Info("renewed the host's lease", "valid", valid.String(), "again_in", wait.String())
@@ -278,17 +282,56 @@ func (k *keeper) prolong(a *uplink.Address, lease uplink.Lease) error {
 	return k.w.kernel.PutAddress(k.network.Link, *a)
 }
 
-// lent is what the network has taken over from an uplink.
-func (k *keeper) lent() (giveBack, bool) {
+// lent is what the network has taken over from an uplink, with the numbers of its
+// journal entries; none where it has not. A keeper that was killed in relend has
+// left two, of which the newer one counts.
+func (k *keeper) lent() (back giveBack, seqs []int) {
 	if !k.network.Takeover {
-		return giveBack{}, false
+		return giveBack{}, nil
 	}
-	for _, u := range k.journal.undos() {
-		if back, ok := u.(giveBack); ok {
-			return back, true
+	for _, e := range k.journal.entries {
+		u, err := e.Undo.decode()
+		if b, ok := u.(giveBack); err == nil && ok {
+			back, seqs = b, append(seqs, e.Seq)
 		}
 	}
-	return giveBack{}, false
+	return back, seqs
+}
+
+// relend notes what the uplink is to have back by now, should the bridge be gone
+// then: the lifetimes of before end.
+func (k *keeper) relend() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.phase != up {
+		return
+	}
+	if err := k.noteLent(); ignoreGone(err) != nil {
+		k.log.Warn("note what the uplink is to have back", "cause", err)
+	}
+}
+
+// noteLent replaces the journal's entry and tells the dead-man. For a moment there
+// are two entries: the one that is undone last adds nothing.
+func (k *keeper) noteLent() error {
+	back, old := k.lent()
+	if len(old) == 0 {
+		return nil
+	}
+	read := k.w.kernel.Uptime()
+	now, err := k.w.kernel.State(back.Bridge)
+	if err != nil {
+		return err
+	}
+	back.State, back.Read = now.With(back.State.Later(read-back.Read)), read
+	if err := k.journal.record(back); err != nil {
+		return err
+	}
+	var errs []error
+	for _, seq := range old {
+		errs = append(errs, k.journal.cross(seq))
+	}
+	return errors.Join(append(errs, k.guardian.note(k.journal.general()))...)
 }
 
 // abandon ends a network that still has members, so that the host has its uplink.

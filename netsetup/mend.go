@@ -201,7 +201,7 @@ func (k *keeper) lastingSteps() []step {
 			steps = append(steps, step{do: addAddress{n.bridge, r.Address}})
 		}
 		steps = append(steps, step{do: setUp{n.bridge}})
-		if back, lent := k.lent(); lent {
+		if back, entries := k.lent(); len(entries) > 0 {
 			steps = append(steps, step{do: refill{back}})
 		}
 	}

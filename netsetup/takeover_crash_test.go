@@ -2,7 +2,9 @@ package netsetup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -400,6 +402,64 @@ func TestGiveBackOfWhatHasEnded(t *testing.T) {
 	var addresses []uplink.Address
 	addresses = append(addresses, state.Addresses[1:]...) // the first had 3600 s
 	if diff := cmp.Diff(addresses, got.Addresses, cmp.Comparer(func(a, b uplink.Address) bool { return a.String() == b.String() })); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestLentAnew: after a renewal the journal has the lifetimes of now, and where the
+// keeper was killed before the old entry was crossed out, the undo is the same.
+func TestLentAnew(t *testing.T) {
+	for _, how := range []string{"", "killed", "deleted", "killed deleted"} {
+		k, world := fakeKeeper(t)
+		k.phase, k.network = up, Resolved{Spec: specs()["bridge-takeover"], Link: "vmuone"}
+		world.add(Link{Name: "vmuone", Kind: "bridge", Up: true})
+		uplinkLink, bridge := world.links["eth1"], world.links["vmuone"]
+		uplinkLink.Master = bridge.Index
+		world.ip = map[string]*onLink{"vmuone": {State: usedFor(7200)}} // it was renewed just now
+		old := giveBack{Uplink: "eth1", Index: uplinkLink.Index, Bridge: "vmuone", State: usedFor(3600)}
+		if err := k.journal.record(old); err != nil {
+			t.Fatal(err)
+		}
+		world.uptime = 30 * time.Minute
+		k.relend()
+		back, seqs := k.lent()
+		if len(seqs) != 1 || back.Read != world.uptime || back.State.Addresses[0].Valid != 7200 {
+			t.Fatalf("%d entries, the last: %+v", len(seqs), back)
+		}
+		if strings.Contains(how, "killed") {
+			if err := errors.Join(k.journal.cross(seqs[0]), k.journal.record(old), k.journal.record(back)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := usedFor(7200)
+		if strings.Contains(how, "deleted") {
+			world.remove(bridge)
+			want = want.Later(time.Hour)
+		}
+		world.uptime += time.Hour // the first lease has ended
+		if err := k.journal.undo(k.w); err != nil || len(k.journal.entries) > 0 {
+			t.Errorf("%s: %v, %d entries are left", how, err, len(k.journal.entries))
+		}
+		sameIP(t, world, "eth1", want)
+	}
+}
+
+// usedFor is what the fake's uplink has of IP, its lease lasting for some seconds.
+func usedFor(seconds uint32) uplink.State {
+	s, _ := used()
+	s.Addresses[0].Valid, s.Addresses[0].Preferred = seconds, seconds
+	return s
+}
+
+// sameIP compares what a link has with what it should have.
+func sameIP(t *testing.T, world *fake, link string, want uplink.State) {
+	t.Helper()
+	got, err := world.State(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Routes, got.Routes = want.Sorted(), got.Sorted()
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

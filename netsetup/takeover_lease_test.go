@@ -146,6 +146,42 @@ func TestLeaseIsRenewed(t *testing.T) {
 	leftNothing(t, h, before, network)
 }
 
+// TestRenewedLeaseOfADeletedBridge: what was renewed counts also where the bridge
+// is gone, and with it the address.
+func TestRenewedLeaseOfADeletedBridge(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	server, said := leaseLAN(t)
+	h := testHost(t)
+	const first = 9 // seconds, less than T1
+	address := lease(t, first)
+	await(t, said, "DHCPACK(far)")
+	settleLinkLocal(t)
+	network(t)
+	before := network(t)
+	s := newSession(t, strings.TrimSuffix(address, "/24")+":0")
+	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	for range 2 { // at once, and when the first lease has ended
+		await(t, said, "DHCPACK(far) "+strings.TrimSuffix(address, "/24")+" 02:00:00:00:00:10")
+	}
+	ip(t, "link", "del", p.Bridge())
+	s.works(t)
+	if left := lasts(t, "eth0"); left < 60 {
+		t.Errorf("the lease on the uplink lasts %d s, want what was renewed", left)
+	}
+	if err := p.Close(); err != nil {
+		t.Errorf("%v\n%s", err, keeperLogs(h))
+	}
+	server.Process.Kill()
+	server.Wait()
+	awaitAlone(t)
+	leftNothing(t, h, before, network)
+}
+
 // TestLeaseIsLost: a lease that nobody renews ends the network, so that the host
 // has its uplink for its own client.
 func TestLeaseIsLost(t *testing.T) {
