@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmrun/vmrun/netsetup/uplink"
+	"golang.org/x/sys/unix"
 )
 
 // giveBack gives an uplink what it had, as the bridge has it by now: lifetimes
@@ -61,8 +62,33 @@ func (o giveBack) do(w *effects) error {
 		errs = append(errs, strip{bridge.Name, link.Name, theirs}.do(w))
 		errs = append(errs, ignoreGone(w.kernel.Release(link.Name, bridge.Name)))
 	}
-	solicit(w, link.Name, wanted)
-	return errors.Join(errs...)
+	solicit(w, link.Name, wanted.With(o.State)) // what has ended, too
+	err = errors.Join(errs...)
+	if err != nil && link.Up && baseless(err) {
+		return incomplete{err}
+	}
+	return err
+}
+
+// incomplete says what an undo could not do, and no later one can. The rest of it is
+// done.
+type incomplete struct{ error }
+
+func (e incomplete) Unwrap() error { return e.error }
+
+// baseless tells whether nothing has failed but what needs something that is not
+// there any more, such as a route its gateway's subnet or its source, whose address
+// has ended, or another interface. On a link that is down that says nothing.
+func baseless(err error) bool {
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(all.Unwrap(), func(err error) bool { return !baseless(err) })
+	}
+	for _, errno := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL, unix.ENODEV} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }
 
 // clearForOrder takes from the uplink what the bridge has as well, where the

@@ -293,14 +293,20 @@ func (j *journal) undoTogether(w *effects, all []*undoing) error {
 	return errors.Join(errs...)
 }
 
+// undoOne does an undo and crosses its entry out, also where it stays incomplete:
+// nobody could do more later.
 func (j *journal) undoOne(w *effects, seq int, u undoOp) error {
 	faultPoint(rightBefore, u)
-	if err := u.do(w); err != nil {
-		return fmt.Errorf("%s: %w", u, err)
+	err := u.do(w)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", u, err)
+	}
+	if _, ok := errors.AsType[incomplete](err); err != nil && !ok {
+		return err
 	}
 	faultPoint(rightAfter, u)
 	j.log.Info("undone", "undo", u.String())
-	return j.cross(seq)
+	return errors.Join(err, j.cross(seq))
 }
 
 // undoEntry undoes the entry of that number.

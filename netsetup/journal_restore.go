@@ -74,15 +74,23 @@ func (p *portRecord) isLost() bool { return p.Spec.MAC == MAC{} }
 // checkGiveBack holds that the host gets back what a bridge has taken over: only
 // the journal knew it, and without the bridge it would be lost.
 func (j *journal) checkGiveBack(r Resolved, f Facts) error {
-	for _, u := range j.undos() {
-		if _, ok := u.(giveBack); ok {
-			return nil
-		}
+	if j.lends() {
+		return nil
 	}
 	if _, there := f.link(r.Link); !there {
 		return nil
 	}
 	return j.hopeless(fmt.Errorf("what %s had is on %s", r.Uplink, r.Link))
+}
+
+// lends tells whether an uplink has to have something back.
+func (j *journal) lends() bool {
+	for _, u := range j.undos() {
+		if _, ok := u.(giveBack); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // recordNetwork notes what undoes a network, as far as it is not noted. Whether a

@@ -173,8 +173,7 @@ func (k *keeper) adopt(ctx context.Context) error {
 	}
 	if err := k.load(); err != nil {
 		k.log.Warn("starting afresh", "cause", err)
-		k.startAfresh()
-		return nil
+		return k.startAfresh()
 	}
 	if lost != nil && k.network.Takeover {
 		return lost // the dead-man knows what the host is to get back
@@ -189,8 +188,7 @@ func (k *keeper) adopt(ctx context.Context) error {
 	if len(k.ports) == 0 {
 		k.log.Info("nobody is left of the last run, starting afresh")
 		k.adopted = nil
-		k.startAfresh()
-		return nil
+		return k.startAfresh()
 	}
 	if err := k.resume(ctx); err != nil {
 		return err
@@ -204,12 +202,16 @@ func (k *keeper) adopt(ctx context.Context) error {
 	return nil
 }
 
-// startAfresh undoes what is left of the last run. What can't be undone stays noted,
-// and is in the way of the next one only where its plan says so.
-func (k *keeper) startAfresh() {
-	if err := k.journal.undo(k.w); err != nil {
+// startAfresh undoes what is left of the last run. What can't be undone is told and
+// stays noted, and is in the way of the next one only where its plan says so; but an
+// uplink has to have back what it lent before it lends again.
+func (k *keeper) startAfresh() error {
+	err := k.journal.undo(k.w)
+	if err != nil && !k.journal.lends() {
 		k.log.Error("undo", "cause", err)
+		return nil
 	}
+	return err
 }
 
 func (k *keeper) load() error {

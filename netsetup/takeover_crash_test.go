@@ -1,9 +1,12 @@
 package netsetup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -461,5 +464,110 @@ func sameIP(t *testing.T, world *fake, link string, want uplink.State) {
 	want.Routes, got.Routes = want.Sorted(), got.Sorted()
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestAdoptionGivesBackWhatItCan: routes that need an address that has ended while
+// it was nowhere are told and given up; all else comes back, and another run is not
+// kept from starting.
+func TestAdoptionGivesBackWhatItCan(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	for _, line := range []string{
+		"link add eth0 type veth peer name far",
+		"link set far up",
+		"link set eth0 up",
+		"addr add 192.0.2.2/24 dev eth0 valid_lft 3600 preferred_lft 3600",
+		"addr add 198.51.100.2/24 dev eth0",
+		"-6 addr add 2001:db8::2/64 dev eth0 nodad valid_lft 3600 preferred_lft 3600",
+		"route add default via 192.0.2.1",
+		"route add 10.1.0.0/16 via 198.51.100.1 src 192.0.2.2",
+		"route add 10.2.0.0/16 via 198.51.100.1",
+		"-6 route add 2001:db8:1::/48 via 2001:db8::1",
+	} {
+		ip(t, strings.Fields(line)...)
+	}
+	settleLinkLocal(t)
+	k, told := realKeeper(t)
+	state, err := k.w.kernel.State("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := net.InterfaceByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip(t, "addr", "flush", "dev", "eth0")
+	twoHoursAgo := k.w.kernel.Uptime() - 2*time.Hour
+	if err := k.journal.record(giveBack{Uplink: "eth0", Index: link.Index, Bridge: "vmugone", State: state, Read: twoHoursAgo}); err != nil {
+		t.Fatal(err)
+	}
+	ip(t, "link", "set", "eth0", "down")
+	if err := k.adopt(t.Context()); err == nil || len(k.journal.entries) != 1 {
+		t.Errorf("given up while the uplink is down: %v, %d entries", err, len(k.journal.entries))
+	}
+	ip(t, "link", "set", "eth0", "up")
+	if err := k.adopt(t.Context()); err != nil || len(k.journal.entries) != 0 {
+		t.Errorf("%v, %d entries are left", err, len(k.journal.entries))
+	}
+	for _, route := range []string{"default via 192.0.2.1", "10.1.0.0/16 via 198.51.100.1 src 192.0.2.2", "2001:db8:1::/48 via 2001:db8::1"} {
+		if !strings.Contains(told.String(), "route "+route) {
+			t.Errorf("nobody was told of the route %s:\n%s", route, told)
+		}
+	}
+	if got := ip(t, "route", "show", "dev", "eth0"); !strings.Contains(got, "10.2.0.0/16 via 198.51.100.1") || strings.Contains(got, "192.0.2.0/24") {
+		t.Errorf("the uplink's routes:\n%s", got)
+	}
+}
+
+// realKeeper is a keeper that nobody has asked for anything, on the kernel, and
+// what it logs.
+func realKeeper(t *testing.T) (*keeper, *bytes.Buffer) {
+	t.Helper()
+	h, told := testHost(t), new(bytes.Buffer)
+	h.Log = slog.New(slog.NewTextHandler(told, nil))
+	dir := filepath.Join(netsFolder(h.Runtime), takeoverSpec().folder())
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockForLife(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, err := newHost(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(real.close)
+	k, err := newKeeper(h, dir, real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, told
+}
+
+// asking is a kernel that notes whether routers were asked for news.
+type asking struct {
+	kernel
+	asked bool
+}
+
+func (k *asking) Solicit(link string) error {
+	k.asked = true
+	return k.kernel.Solicit(link)
+}
+
+// TestGiveBackAsksRouters: also where the route that a router has advertised has
+// ended since.
+func TestGiveBackAsksRouters(t *testing.T) {
+	f := newFake()
+	k := &asking{kernel: f}
+	state, _ := used()
+	state.Routes[0].Advertised, state.Routes[0].Expires = true, 1800
+	f.ip["eth1"], f.uptime = &onLink{}, time.Hour
+	back := giveBack{Uplink: "eth1", Index: f.links["eth1"].Index, Bridge: "vmugone", State: state}
+	if err := back.do(&effects{kernel: k}); err != nil || !k.asked {
+		t.Errorf("asked: %t, %v", k.asked, err)
 	}
 }
