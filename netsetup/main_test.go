@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,7 +154,9 @@ func inNamespaces(t *testing.T) bool {
 	cmd.Env = append(os.Environ(), inside+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC, Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread() // the signal comes at the end of the thread
 	out, err := cmd.CombinedOutput()
+	runtime.UnlockOSThread()
 	t.Logf("%s", out)
 	switch {
 	case err != nil:

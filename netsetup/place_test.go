@@ -15,11 +15,11 @@ import (
 )
 
 // sitter is a process in namespaces of its own that does something and then
-// waits for its end.
+// waits for its end, or that of the namespaces that the test is in.
 func sitter(t *testing.T, namespaces uintptr, script string) (pid int, end func()) {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", script+"; echo; exec cat")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
