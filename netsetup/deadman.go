@@ -230,7 +230,7 @@ func (d *deadman) undo(lock *os.File) error {
 	if err != nil {
 		return errors.Join(err, d.obeyOrders(w))
 	}
-	if len(j.entries) == 0 || j.damaged {
+	if err = j.restore(d.host, w); err != nil || len(j.entries) == 0 {
 		err = d.obeyOrders(w)
 		j.damaged = err != nil
 	}

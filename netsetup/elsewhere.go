@@ -85,6 +85,6 @@ func forgetGone(h Host, dir string) (report []string, err error) {
 			errs = append(errs, claims.voidLibvirt(u.UUID))
 		}
 	}
-	errs = append(errs, settleFolder(dir), removeIfThere(j.path))
+	errs = append(errs, settleFolder(dir), removeWritten(j.path))
 	return []string{fmt.Sprintf("network %s: forgotten, the network namespace that it was in is gone", filepath.Base(dir))}, errors.Join(errs...)
 }

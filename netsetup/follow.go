@@ -181,8 +181,12 @@ func (k *keeper) openTransit() error {
 // transitEntry is the number of the journal entry of a link's transit chain; 0
 // where it has none.
 func (k *keeper) transitEntry(link string) int {
-	undo := addRules{transitRules(k.network, k.names, Facts{}, link)}.undo()
-	for seq, u := range k.journal.undos() {
+	return k.journal.transitEntry(k.network, k.names, link)
+}
+
+func (j *journal) transitEntry(r Resolved, n names, link string) int {
+	undo := addRules{transitRules(r, n, Facts{}, link)}.undo()
+	for seq, u := range j.undos() {
 		if undoesSame(u, undo) {
 			return seq
 		}

@@ -64,7 +64,7 @@ func (o giveBack) do(w *effects) error {
 	}
 	solicit(w, link.Name, wanted.With(o.State)) // what has ended, too
 	err = errors.Join(errs...)
-	if err != nil && link.Up && baseless(err) {
+	if err != nil && baseless(err) {
 		return incomplete{err}
 	}
 	return err
@@ -78,7 +78,7 @@ func (e incomplete) Unwrap() error { return e.error }
 
 // baseless tells whether nothing has failed but what needs something that is not
 // there any more, such as a route its gateway's subnet or its source, whose address
-// has ended, or another interface. On a link that is down that says nothing.
+// has ended, or another interface. A link that is down has its own word, ENETDOWN.
 func baseless(err error) bool {
 	if all, ok := err.(interface{ Unwrap() []error }); ok {
 		return !slices.ContainsFunc(all.Unwrap(), func(err error) bool { return !baseless(err) })

@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +28,7 @@ type journal struct {
 	path    string
 	file    *os.File
 	in      place
+	of      *place // where the network is of, if the journal is damaged
 	by      string // who writes, for whoever can't read it later
 	next    int
 	entries []entry // not undone yet, oldest first
@@ -73,9 +73,6 @@ func openJournal(dir string, log *slog.Logger) (*journal, error) {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	j.file = f
-	if j.damaged && len(j.entries) == 0 {
-		return j, nil // it stays empty, so that the next one who looks knows it, too
-	}
 	// A line torn by a crash must not swallow the next one.
 	if _, err := f.WriteString("\n"); err != nil {
 		return nil, errors.Join(fmt.Errorf("write journal: %w", err), f.Close())
@@ -86,8 +83,8 @@ func openJournal(dir string, log *slog.Logger) (*journal, error) {
 // readJournal reads what is left to undo. Lines that were torn by a crash are
 // skipped: their step was never done. So are those that are no entries of any
 // version, but the journal counts as damaged then, as does one where a number is
-// missing, and one without a line, or removed: who opens it writes one at once. A network that has no spec.json was
-// down, and nothing is missing.
+// missing, one without a line and one that was removed. A network that has no
+// spec.json was down, and nothing is missing.
 func readJournal(dir string, log *slog.Logger) (*journal, error) {
 	in, err := here()
 	if err != nil {
@@ -95,7 +92,12 @@ func readJournal(dir string, log *slog.Logger) (*journal, error) {
 	}
 	j := &journal{path: filepath.Join(dir, "journal"), in: in, next: 1, log: log}
 	err = j.read()
-	j.damaged = j.damaged && exists(filepath.Join(dir, specName)) && hasJournal(dir)
+	spec := filepath.Join(dir, specName)
+	if j.damaged = j.damaged && exists(spec); j.damaged {
+		if saved, err := loadSpec(spec); err == nil {
+			j.of = saved.In
+		}
+	}
 	return j, err
 }
 
@@ -104,13 +106,14 @@ func (j *journal) read() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read journal: %w", err)
 	}
-	j.damaged = len(text) == 0
+	empty := true
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		if len(lines.Bytes()) == 0 {
 			continue
 		}
+		empty = false
 		var e entry
 		if json.Unmarshal(lines.Bytes(), &e) != nil || e.Version == 0 {
 			j.log.Warn("skipped a line that is torn or foreign", "journal", j.path)
@@ -121,6 +124,7 @@ func (j *journal) read() error {
 			return fmt.Errorf("read journal %s: %w", j.path, err)
 		}
 	}
+	j.damaged = j.damaged || empty
 	return lines.Err()
 }
 
@@ -136,11 +140,11 @@ func (j *journal) replay(e entry) error {
 		return fmt.Errorf("written by %s (its format %d, ours %d); end its VMs, and undo what is left, with that version",
 			e.writer(), e.Version, journalVersion)
 	}
+	j.damaged = j.damaged || e.Seq != j.next
 	if e.Done != 0 {
 		j.entries = slices.DeleteFunc(j.entries, func(x entry) bool { return x.Seq == e.Done })
 		return nil
 	}
-	j.damaged = j.damaged || e.Seq != j.next
 	j.next = max(j.next, e.Seq+1)
 	if e.Undo == nil {
 		return errors.New("an entry without operation")
@@ -155,6 +159,9 @@ func (j *journal) replay(e entry) error {
 // elsewhere is where the journal is of, if that is another network namespace than
 // this one; nil also where nothing says so.
 func (j *journal) elsewhere() *place {
+	if j.of != nil && !j.of.sameNet(j.in) {
+		return j.of
+	}
 	for _, e := range j.entries {
 		if e.In != nil && !e.In.sameNet(j.in) {
 			return e.In
@@ -174,12 +181,16 @@ func (e entry) writer() string {
 // record notes an undo, before its step is done. One that a last run has left is
 // noted already.
 func (j *journal) record(u undoOp) error {
-	for _, noted := range j.undos() {
-		if reflect.DeepEqual(noted, u) {
+	enc, err := encodeUndo(u)
+	if err != nil {
+		return err
+	}
+	for _, noted := range j.general() {
+		if noted.Kind == enc.Kind && bytes.Equal(noted.Arg, enc.Arg) {
 			return nil
 		}
 	}
-	_, err := j.recordPort(u, nil)
+	_, err = j.recordPort(u, nil)
 	return err
 }
 
@@ -363,7 +374,7 @@ func (j *journal) done() bool { return len(j.entries) == 0 && !j.damaged }
 func (j *journal) close() error {
 	err := j.file.Close()
 	if j.done() {
-		err = errors.Join(err, removeIfThere(j.path))
+		err = errors.Join(err, removeWritten(j.path))
 	}
 	return err
 }

@@ -1,7 +1,9 @@
 package netsetup
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +19,8 @@ import (
 var journalDamages = map[string]func(text string) string{
 	"removed": nil,
 	"empty":   func(string) string { return "" },
+	"newline": func(string) string { return "\n" },
+	"crossed": func(string) string { return `{"v":1,"seq":7,"done":3}` + "\n" }, // emptied, and then a member left
 	"noise":   func(string) string { return strings.Repeat("\x00\xff\n{]", 5000) },
 	"foreign": func(string) string { return `{"hello": "world"}` + "\n" },
 	"middle": func(text string) string { // the first line is the bridge's
@@ -133,6 +137,7 @@ func TestDamagedJournalOfALivingVM(t *testing.T) {
 	}
 	m.Wait()
 	dir := filepath.Join(netsFolder(h.Runtime), spec.folder())
+	damageJournal(t, h, spec, journalDamages["noise"])
 	if err := os.WriteFile(filepath.Join(dir, specName), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -145,38 +150,109 @@ func TestDamagedJournalOfALivingVM(t *testing.T) {
 }
 
 // TestMembersOutliveTheJournal: whatever has become of the journal of a network
-// whose keeper is killed, its VMs keep their ports and addresses, and with the last
-// of them all is as it was.
+// whose keeper is killed, its VMs keep their ports and addresses, the host its rules,
+// and with the last of them all is as it was.
 func TestMembersOutliveTheJournal(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
 	uplinks(t)
-	spec := specs()["nat"]
 	withEach(t, func(t *testing.T, h Host) {
 		for name, damage := range journalDamages {
-			for _, deaths := range []int{1, 2} {
-				t.Run(fmt.Sprint(name, deaths), func(t *testing.T) {
-					hostState(t)
-					before := hostState(t)
-					m := startMember(t, h, "nat")
-					was := lan(t, h)
-					damageJournal(t, h, spec, damage)
-					for range deaths {
-						kill(t, only(t))
-						r := awaitReport(t, h, func(r Report) bool { return r.State == was.State && r.Members[0].VM == was.Members[0].VM })
-						if diff := cmp.Diff(addressesOf(was), addressesOf(r)); diff != "" {
-							t.Errorf("the member's port changed:\n%s", diff)
-						}
-					}
-					m.Process.Kill()
-					m.Wait()
-					awaitAlone(t)
-					leftNothing(t, h, before, hostState)
-				})
-			}
+			t.Run(name, func(t *testing.T) { outlivesJournal(t, h, damage) })
 		}
+		route(t) // the host is a router, whose own ways stay open
+		t.Run("router", func(t *testing.T) { outlivesJournal(t, h, journalDamages["empty"]) })
 	})
+}
+
+func outlivesJournal(t *testing.T, h Host, damage func(string) string) {
+	hostState(t)
+	before := hostState(t)
+	m := startMember(t, h, "nat")
+	was, inUse := lan(t, h), withoutKeeper(t)
+	for range 2 {
+		damageJournal(t, h, specs()["nat"], damage)
+		kill(t, only(t))
+		r := awaitReport(t, h, func(r Report) bool {
+			return r.State == was.State && len(r.Members) == 1 && r.Members[0].VM == was.Members[0].VM
+		})
+		if diff := cmp.Diff(addressesOf(was), addressesOf(r)); diff != "" {
+			t.Errorf("the member's port changed:\n%s", diff)
+		}
+		if !within(patience, func() bool { return withoutKeeper(t) == inUse }) {
+			t.Errorf("the host changed:\n%s", cmp.Diff(inUse, withoutKeeper(t)))
+		}
+	}
+	m.Process.Kill()
+	m.Wait()
+	awaitAlone(t)
+	leftNothing(t, h, before, hostState)
+}
+
+// withoutKeeper is hostState, whatever the keeper's process.
+func withoutKeeper(t *testing.T) string {
+	t.Helper()
+	state, _, _ := strings.Cut(hostState(t), "keepers ")
+	return state
+}
+
+// TestLostPortOfAGuest: a port of which the journal has lost whose it is goes, unless
+// root's member wants it, and nobody without root comes in before that.
+func TestLostPortOfAGuest(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	h := openedLAN(t, labGroup)
+	first, second := newPuppet(t, 1000, 7000), newPuppet(t, 1001, 7000)
+	a := first.must(guestPort(1))
+	damageJournal(t, h, specs()["nat"], journalDamages["noise"])
+	kill(t, only(t))
+	r := awaitReport(t, h, func(r Report) bool { return r.State == Up && len(r.Members) == 1 })
+	if m := r.Members[0]; m.Link != a.Link || m.VM != a.Link || m.MAC != (MAC{}) {
+		t.Errorf("lost is %+v, want no more than the TAP %s", m, a.Link)
+	}
+	if out := second.does(guestPort(2)); !strings.Contains(out.Err, "try again") {
+		t.Errorf("another one came in: %+v", out)
+	}
+	if !within(firstMemberTimeout+patience, func() bool { return len(lan(t, h).Members) == 0 }) {
+		t.Errorf("the lost port stays: %+v", lan(t, h).Members)
+	}
+	second.must(guestPort(2))
+	second.kill()
+	awaitReport(t, h, func(r Report) bool { return len(r.Members) == 0 })
+}
+
+// TestJournalIsRewrittenAsAWhole: a journal that can't be made up for stays as it is.
+func TestJournalIsRewrittenAsAWhole(t *testing.T) {
+	r := newRig(t, "nftables")
+	if err := r.j.record(delLinks{Group: 1, Names: []string{"vmrx"}}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(r.j.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.j.damaged = true
+	for _, failure := range []error{errInjected, nil} {
+		err := r.j.rewrite(func() error { return errors.Join(failure, r.j.record(delTables{"x"})) })
+		after, readErr := os.ReadFile(r.j.path)
+		if readErr != nil || exists(r.j.path+".new") {
+			t.Fatalf("%v, %v", err, readErr)
+		}
+		undone := failure != nil
+		if (err != nil) != undone || r.j.damaged != undone || bytes.Equal(before, after) != undone || r.j.entries[0].Seq != 1 {
+			t.Errorf("%v: damaged %v, journal %s", err, r.j.damaged, after)
+		}
+	}
+	if err := r.j.record(delTables{"y"}); err != nil || len(r.j.entries) != 2 {
+		t.Errorf("%d entries, %v", len(r.j.entries), err)
+	}
+	r.j.file.Close()
+	r.open()
+	if len(r.j.entries) != 2 || r.j.damaged {
+		t.Errorf("read %d entries, damaged %v", len(r.j.entries), r.j.damaged)
+	}
 }
 
 // addressesOf are what the members of a network are known by.
@@ -215,8 +291,12 @@ func TestDamagedJournalOfATakeover(t *testing.T) {
 	if err := k.journal.record(giveBack{Uplink: "eth1", Bridge: bridge}); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.journal.restore(h, k.w); err != nil || len(k.journal.entries) != 1 {
+	if err := k.journal.restore(h, k.w); err != nil {
 		t.Errorf("noted what to give back: %v", err)
+	}
+	newest, err := k.journal.entries[len(k.journal.entries)-1].Undo.decode()
+	if _, ok := newest.(giveBack); !ok || len(k.journal.entries) < 2 {
+		t.Errorf("%d entries, the last %v, %v; want the bridge and, undone before it, what to give back", len(k.journal.entries), newest, err)
 	}
 	k.journal.damaged = true
 	if err := k.journal.restore(Host{Runtime: "/elsewhere"}, k.w); err == nil {

@@ -128,6 +128,7 @@ type savedSpec struct {
 	Version int       `json:"version"`
 	Since   time.Time `json:"since"` // when it came up
 	Group   *Group    `json:"group,omitempty"`
+	In      *place    `json:"in,omitempty"`
 	Network Resolved  `json:"network"`
 }
 
@@ -135,7 +136,7 @@ type savedSpec struct {
 const specName = "spec.json"
 
 func (k *keeper) saveSpec() error {
-	text, err := json.MarshalIndent(savedSpec{journalVersion, k.since, k.opened(), k.network}, "", "  ")
+	text, err := json.MarshalIndent(savedSpec{journalVersion, k.since, k.opened(), &k.journal.in, k.network}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode network: %w", err)
 	}

@@ -22,6 +22,9 @@ func (k *keeper) newPort(conn *net.UnixConn, who peer, r attachRequest) (*attach
 		return nil, nil, err
 	}
 	if !who.trusted() {
+		if k.hasLost() {
+			return nil, nil, errors.New("the network's keeper has died, and awaits members from before: try again in a moment")
+		}
 		if err := k.checkGuest(r.Port, who.uid); err != nil {
 			return nil, nil, err
 		}
@@ -91,7 +94,7 @@ func (k *keeper) describe(h *holding) *attachment {
 func (k *keeper) resumePort(conn *net.UnixConn, who peer, r attachRequest) reply {
 	h := k.ports[r.ID]
 	if h == nil && who.trusted() {
-		h = k.regain(r)
+		h = k.regain(who, r)
 	}
 	switch {
 	case h == nil:
@@ -110,7 +113,7 @@ func (k *keeper) resumePort(conn *net.UnixConn, who peer, r attachRequest) reply
 
 // regain notes again what a damaged journal knew of a port whose TAP is there, by
 // what its member says; nil where there is none.
-func (k *keeper) regain(r attachRequest) *holding {
+func (k *keeper) regain(who peer, r attachRequest) *holding {
 	link := k.names.tap(r.Port)
 	var lost *holding
 	for _, h := range k.ports {
@@ -121,7 +124,7 @@ func (k *keeper) regain(r attachRequest) *holding {
 	if lost == nil || r.check() != nil || k.network.Spec.unlike(r.Net) != nil {
 		return nil
 	}
-	h := &holding{portRecord: portRecord{ID: r.ID, UID: lost.UID, Spec: r.Port, Link: link, Since: lost.Since}}
+	h := &holding{portRecord: portRecord{ID: r.ID, UID: who.uid, Spec: r.Port, Link: link, Since: lost.Since}}
 	var err error
 	if h.IP, err = k.services.reserve(r.Port, true); err != nil {
 		k.log.Warn("keep address", "vm", r.Port.VM, "cause", err)
@@ -164,9 +167,11 @@ func (k *keeper) linkExists(name string) bool {
 func (k *keeper) adopt(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	lost := k.journal.restore(k.host, k.w)
-	if lost != nil {
-		k.log.Warn("can't tell all that is left of the last run", "cause", lost) // what is in the way, the plan tells
+	if err := k.journal.restore(k.host, k.w); err != nil {
+		if _, specErr := loadSpec(filepath.Join(k.dir, specName)); specErr == nil {
+			return err // members ask again; the dead-man knows what the host is to get back
+		}
+		k.log.Warn("can't tell all that is left of the last run", "cause", err) // what is in the way, the plan tells
 	}
 	if len(k.journal.entries) == 0 {
 		return nil
@@ -174,9 +179,6 @@ func (k *keeper) adopt(ctx context.Context) error {
 	if err := k.load(); err != nil {
 		k.log.Warn("starting afresh", "cause", err)
 		return k.startAfresh()
-	}
-	if lost != nil && k.network.Takeover {
-		return lost // the dead-man knows what the host is to get back
 	}
 	for _, e := range k.journal.ports() {
 		if k.linkExists(e.Port.Link) {
@@ -198,6 +200,7 @@ func (k *keeper) adopt(ctx context.Context) error {
 		k.watchGuests(ctx)
 	}
 	k.awaitHolder(ctx)
+	k.awaitLost(ctx)
 	k.log.Info("adopted", "network", k.network.Name, "ports", len(k.ports))
 	return nil
 }
@@ -244,6 +247,34 @@ func (k *keeper) awaitHolder(ctx context.Context) {
 		}
 	})
 	context.AfterFunc(ctx, func() { late.Stop() })
+}
+
+// awaitLost takes away lost ports whose members don't come back for them, such as
+// those of users without root.
+func (k *keeper) awaitLost(ctx context.Context) {
+	if !k.hasLost() {
+		return
+	}
+	late := time.AfterFunc(firstMemberTimeout, func() {
+		k.enter()
+		defer k.exit()
+		for _, h := range slices.Collect(maps.Values(k.ports)) {
+			if h.isLost() && k.phase == up {
+				k.log.Warn("nobody came back for a port that the journal has lost", "link", h.Link)
+				k.removePort(h)
+			}
+		}
+	})
+	context.AfterFunc(ctx, func() { late.Stop() })
+}
+
+func (k *keeper) hasLost() bool {
+	for _, h := range k.ports {
+		if h.isLost() {
+			return true
+		}
+	}
+	return false
 }
 
 // resume starts the services again and claims again what the dead keeper's

@@ -324,7 +324,7 @@ func (k *keeper) noteLent() error {
 		return err
 	}
 	back.State, back.Read = now.With(back.State.Later(read-back.Read)), read
-	if err := k.journal.record(back); err != nil {
+	if _, err := k.journal.recordPort(back, nil); err != nil { // even if nothing is new
 		return err
 	}
 	var errs []error

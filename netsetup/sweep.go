@@ -86,8 +86,7 @@ func sweepAll(ctx context.Context, h Host, dirs []string) ([]string, []error) {
 // hasJournal tells whether there is something to undo of a network: its journal is
 // there, or its spec.json, which says that somebody has removed that.
 func hasJournal(dir string) bool {
-	_, err := loadSpec(filepath.Join(dir, specName))
-	return err == nil || exists(filepath.Join(dir, "journal"))
+	return exists(filepath.Join(dir, "journal")) || exists(filepath.Join(dir, specName))
 }
 
 // hasJournalHere is hasJournal for what has to be undone in this network namespace.

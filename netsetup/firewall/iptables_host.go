@@ -85,7 +85,7 @@ func (h *Host) delChain(b Backend, c Jumped) error {
 		return err
 	}
 	if err := run("-X", c.Name); err != nil {
-		return fmt.Errorf("%w (it is empty: remove what else leads to it, see %s-save, then run vmrun gc)", err, b)
+		return fmt.Errorf("%w (it is empty, and a rule of somebody else leads to it: see %s-save)", err, b)
 	}
 	return nil
 }
