@@ -163,6 +163,7 @@ func TestMembersOutliveTheJournal(t *testing.T) {
 		}
 		route(t) // the host is a router, whose own ways stay open
 		t.Run("router", func(t *testing.T) { outlivesJournal(t, h, journalDamages["empty"]) })
+		sh(t, "echo 0 >/proc/sys/net/ipv4/ip_forward")
 	})
 }
 
