@@ -50,7 +50,9 @@ func changeDisk(t *testing.T, h *host) {
 	with := h.state(t)
 	was := h.inGuest(t, "debian", "ls /sys/block")
 	h.does(t, "disk1\n", "attach", "disk", "debian", disk, "--format", "raw", "--keep")
-	h.inGuest(t, "debian", "until [ -b /dev/vdb ]; do sleep .1; done; mkfs.ext4 -q /dev/vdb && mount /dev/vdb /mnt && echo kept >/mnt/word && umount /mnt")
+	// The guest may be booting still: a service that starts in a mount namespace of its
+	// own has a copy of the mount, and while that is in use the mount is busy.
+	h.inGuest(t, "debian", "until [ -b /dev/vdb ]; do sleep .1; done; mkfs.ext4 -q /dev/vdb && mount /dev/vdb /mnt && echo kept >/mnt/word && until umount /mnt; do sleep .1; done")
 	if got := h.inGuest(t, "debian", "lsblk -bno SIZE /dev/vdb"); got != "4194304" {
 		t.Errorf("the guest sees a disk of %s bytes", got)
 	}
