@@ -149,16 +149,16 @@ func (d *deadman) wait(ctx context.Context, lines *bufio.Reader) error {
 	}
 }
 
-// reread takes what the journal has for orders, unless that is gone. The word for
-// it is short: the pipe has room for thousands, should nobody read them.
+// reread takes what the journal has for orders, unless that is gone or damaged. The
+// word for it is short: the pipe has room for thousands, should nobody read them.
 func (d *deadman) reread() {
 	j, err := readJournal(d.dir, d.host.log())
 	if err != nil {
 		d.host.log().Warn("the orders stay as they were", "cause", err)
 		return
 	}
-	if undo := j.general(); len(undo) > 0 {
-		d.orders.Undo = undo
+	if !j.damaged && j.lends() {
+		d.orders.Undo = j.general()
 	}
 }
 
@@ -213,8 +213,8 @@ func (d *deadman) adopted() bool {
 	}
 }
 
-// undo undoes what the journal holds. Where that is gone or damaged although the
-// bridge is still there, it is what the keeper's orders were.
+// undo undoes what the journal holds. Where that is gone or damaged, it is what the
+// keeper's orders were.
 func (d *deadman) undo(lock *os.File) error {
 	real, err := newHost(lock)
 	if err != nil {
@@ -228,21 +228,24 @@ func (d *deadman) undo(lock *os.File) error {
 	w := &effects{kernel: real, claims: claims}
 	j, err := openJournal(d.dir, d.host.log())
 	if err != nil {
-		return errors.Join(err, d.obeyOrders(w))
+		return errors.Join(err, d.obeyOrders(w, false))
 	}
-	if err = j.restore(d.host, w); err != nil || len(j.entries) == 0 {
-		err = d.obeyOrders(w)
+	lost := j.damaged && d.up // by then it had all that the orders say
+	if err = j.restore(d.host, w); err != nil || len(j.entries) == 0 || lost && !j.lends() {
+		err = d.obeyOrders(w, lost)
 		j.damaged = err != nil
 	}
 	return errors.Join(err, j.undoLast(w))
 }
 
-func (d *deadman) obeyOrders(w *effects) error {
+// obeyOrders undoes what the keeper's orders say. A bridge that is gone says that all
+// of it is undone, unless that is known to be lost.
+func (d *deadman) obeyOrders(w *effects, lost bool) error {
 	links, err := w.kernel.Links()
 	if err != nil {
 		return err
 	}
-	if _, there := (Facts{Links: links}).link(d.orders.Bridge); !there {
+	if _, there := (Facts{Links: links}).link(d.orders.Bridge); !there && !lost {
 		return nil
 	}
 	var errs []error

@@ -314,6 +314,33 @@ func TestTornLineDoesNotSwallowTheNext(t *testing.T) {
 	}
 }
 
+// TestFailedWriteDoesNotSwallowTheNext: nor does what a full disk has cut off.
+func TestFailedWriteDoesNotSwallowTheNext(t *testing.T) {
+	r := newRig(t, "iptables")
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	file := r.j.file
+	r.j.file = full
+	if err := r.j.record(delLinks{Group: 1, Names: []string{"vmrx"}}); err == nil {
+		t.Error("a full disk took an entry")
+	}
+	r.j.file = file
+	if _, err := file.WriteString(`{"v":1,"seq":1,"un`); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.j.record(delLinks{Group: 1, Names: []string{"vmry"}}); err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	r.open()
+	if len(r.j.entries) != 1 || r.j.damaged {
+		t.Errorf("%d entries, want 1; damaged: %v", len(r.j.entries), r.j.damaged)
+	}
+}
+
 // TestJournalSaysWhoWroteIt: a later vmrun that can't read it names its writer.
 func TestJournalSaysWhoWroteIt(t *testing.T) {
 	r := newRig(t, "nftables")

@@ -51,7 +51,7 @@ func TestLentAnew(t *testing.T) {
 		k.phase, k.network = up, Resolved{Spec: specs()["bridge-takeover"], Link: "vmuone"}
 		world.add(Link{Name: "vmuone", Kind: "bridge", Up: true})
 		uplinkLink, bridge := world.links["eth1"], world.links["vmuone"]
-		uplinkLink.Master = bridge.Index
+		uplinkLink.Master, k.bridge = bridge.Index, bridge.Index
 		world.ip = map[string]*onLink{"vmuone": {State: usedFor(7200)}} // it was renewed just now
 		old := giveBack{Uplink: "eth1", Index: uplinkLink.Index, Bridge: "vmuone", State: usedFor(3600)}
 		if err := k.journal.record(old); err != nil {

@@ -32,6 +32,7 @@ type journal struct {
 	by      string // who writes, for whoever can't read it later
 	next    int
 	entries []entry // not undone yet, oldest first
+	torn    bool    // the last write has failed, and may have left a part of a line
 	damaged bool    // it may have listed more than can be read
 	log     *slog.Logger
 }
@@ -214,8 +215,14 @@ func (j *journal) write(e entry) error {
 	if err != nil {
 		return fmt.Errorf("encode journal entry: %w", err)
 	}
+	line = append(line, '\n')
+	if j.torn {
+		line = append([]byte("\n"), line...)
+	}
 	// One write a line: another process never reads half of one.
-	if _, err := j.file.Write(append(line, '\n')); err != nil {
+	_, err = j.file.Write(line)
+	j.torn = err != nil
+	if err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
 	return nil

@@ -35,7 +35,7 @@ func (j *journal) restore(h Host, w *effects) error {
 	if err != nil {
 		return err
 	}
-	if err := j.checkGiveBack(r, facts); err != nil {
+	if err := j.checkGiveBack(r, n, facts); err != nil {
 		return err
 	}
 	readable := j.entries
@@ -76,7 +76,10 @@ func (j *journal) rewrite(note func() error) error {
 // recordNetwork notes what undoes a network. Whether a link forwarded before is the
 // claims' to know, and what a takeover has lent can't be told again.
 func (j *journal) recordNetwork(r Resolved, n names, f Facts) error {
-	if r.joined() { // there is nothing, and for libvirt's network a claim
+	switch {
+	case r.LibvirtUUID != "":
+		return j.record(leaveLibvirt{Name: r.Spec.Libvirt, UUID: r.LibvirtUUID, Bridge: r.Link, Group: n.group})
+	case r.joined():
 		return nil
 	}
 	f.Forward = nil
@@ -114,7 +117,7 @@ func (j *journal) recordTAPs(n names, f Facts) error {
 	var errs []error
 	for _, l := range f.Links {
 		known := func(e entry) bool { return e.Port.Link == l.Name }
-		if !isOurs(l.Name) || !strings.HasPrefix(l.Name, n.tapPrefix()) || slices.ContainsFunc(j.ports(), known) {
+		if l.Group != n.group || !isOurs(l.Name) || !strings.HasPrefix(l.Name, n.tapPrefix()) || slices.ContainsFunc(j.ports(), known) {
 			continue
 		}
 		port := &portRecord{ID: rand.Text(), UID: uint32(os.Geteuid()), Spec: PortSpec{VM: l.Name}, Link: l.Name, Since: time.Now().UTC()}
@@ -141,8 +144,9 @@ func (p *portRecord) isLost() bool { return p.Spec.MAC == MAC{} }
 
 // checkGiveBack holds that the host gets back what a bridge has taken over: only
 // the journal knew it, and without the bridge it would be lost.
-func (j *journal) checkGiveBack(r Resolved, f Facts) error {
-	if _, there := f.link(r.Link); !r.Takeover || !there || j.lends() {
+func (j *journal) checkGiveBack(r Resolved, n names, f Facts) error {
+	isBridge := func(l Link) bool { return l.Name == r.Link || l.Group == n.group && l.Kind == "bridge" } // by whatever name
+	if !r.Takeover || !slices.ContainsFunc(f.Links, isBridge) || j.lends() {
 		return nil
 	}
 	return j.hopeless(fmt.Errorf("what %s had is on %s", r.Uplink, r.Link))

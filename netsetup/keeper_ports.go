@@ -124,6 +124,12 @@ func (k *keeper) regain(who peer, r attachRequest) *holding {
 	if lost == nil || r.check() != nil || k.network.Spec.unlike(r.Net) != nil {
 		return nil
 	}
+	delete(k.ports, lost.ID)
+	if err := k.checkPort(r.Port); err != nil { // somebody has come before it
+		k.ports[lost.ID] = lost
+		k.log.Warn("note a port that was lost", "vm", r.Port.VM, "cause", err)
+		return nil
+	}
 	h := &holding{portRecord: portRecord{ID: r.ID, UID: who.uid, Spec: r.Port, Link: link, Since: lost.Since}}
 	var err error
 	if h.IP, err = k.services.reserve(r.Port, true); err != nil {
@@ -137,7 +143,6 @@ func (k *keeper) regain(who peer, r attachRequest) *holding {
 	if err != nil {
 		k.log.Warn("note a port that was lost", "vm", r.Port.VM, "cause", err)
 	}
-	delete(k.ports, lost.ID)
 	k.ports[h.ID] = h
 	k.services.followLease(k, h, libvirt.Lease{})
 	return h
@@ -259,7 +264,7 @@ func (k *keeper) awaitLost(ctx context.Context) {
 		k.enter()
 		defer k.exit()
 		for _, h := range slices.Collect(maps.Values(k.ports)) {
-			if h.isLost() && k.phase == up {
+			if h.isLost() && k.ports[h.ID] == h && k.phase == up { // none is removed without a pause
 				k.log.Warn("nobody came back for a port that the journal has lost", "link", h.Link)
 				k.removePort(h)
 			}

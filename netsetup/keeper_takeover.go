@@ -303,7 +303,7 @@ func (k *keeper) lent() (back giveBack, seqs []int) {
 func (k *keeper) relend() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.phase != up {
+	if k.phase != up || k.checkBridge() != nil {
 		return
 	}
 	if err := k.noteLent(); ignoreGone(err) != nil {

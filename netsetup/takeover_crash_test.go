@@ -354,23 +354,37 @@ func TestBridgeOfUplinkRenamed(t *testing.T) {
 	leftNothing(t, h, before, network)
 }
 
-// TestDeadmanWithoutJournal: a folder that was removed meanwhile takes nothing
-// from a dead-man, which knows by itself what there is to undo.
+// TestDeadmanWithoutJournal: a journal that was removed meanwhile takes nothing
+// from a dead-man, which knows by itself what there is to undo, whatever has become
+// of the bridge.
 func TestDeadmanWithoutJournal(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
 	usedUplink(t)
+	shell(t, "ip route del 10.7.0.0/16") // it goes with the address of another link's, if that goes
 	h := testHost(t)
 	network(t)
 	before := network(t)
-	m := startTakeoverMember(t, h)
-	if err := os.Remove(filepath.Join(netsFolder(h.Runtime), takeoverSpec().folder(), "journal")); err != nil {
-		t.Fatal(err)
+	bridge := uplinkPrefix + "*"
+	for _, happens := range []string{"", "ip link del BRIDGE", "ip link set BRIDGE down; ip link set BRIDGE name other"} {
+		m := startTakeoverMember(t, h)
+		names, err := filepath.Glob("/sys/class/net/" + bridge)
+		if err != nil || len(names) != 1 {
+			t.Fatalf("bridges %v, %v", names, err)
+		}
+		if err := os.Remove(filepath.Join(netsFolder(h.Runtime), takeoverSpec().folder(), "journal")); err != nil {
+			t.Fatal(err)
+		}
+		man := one(t, "deadman")
+		halt(t, man)
+		killTogether(t, named(t, "keeper"), m.Process.Pid)
+		m.Wait()
+		shell(t, strings.ReplaceAll(happens, "BRIDGE", filepath.Base(names[0])))
+		awaitEnd(t, man, unix.SIGCONT)
+		leftNothing(t, h, before, network)
+		if t.Failed() {
+			t.Fatalf("after %q", happens)
+		}
 	}
-	man := one(t, "deadman")
-	killTogether(t, named(t, "keeper"), m.Process.Pid)
-	m.Wait()
-	awaitEnd(t, man, 0)
-	leftNothing(t, h, before, network)
 }
