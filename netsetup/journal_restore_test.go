@@ -224,6 +224,16 @@ func TestLostPortOfAGuest(t *testing.T) {
 	awaitReport(t, h, func(r Report) bool { return len(r.Members) == 0 })
 }
 
+// TestNothingIsRegained: a keeper that has adopted nothing knows of no port.
+func TestNothingIsRegained(t *testing.T) {
+	k, _ := fakeKeeper(t)
+	k.names = names{}
+	answer := k.resumePort(nil, peer{}, attachRequest{ID: "a", Net: specs()["nat"], Port: testPort(), Resume: true})
+	if answer.Detached == nil || !answer.Detached.Last {
+		t.Errorf("answered %+v", answer)
+	}
+}
+
 // TestJournalIsRewrittenAsAWhole: a journal that can't be made up for stays as it is.
 func TestJournalIsRewrittenAsAWhole(t *testing.T) {
 	r := newRig(t, "nftables")

@@ -93,7 +93,7 @@ func (k *keeper) describe(h *holding) *attachment {
 // last one the network.
 func (k *keeper) resumePort(conn *net.UnixConn, who peer, r attachRequest) reply {
 	h := k.ports[r.ID]
-	if h == nil && who.trusted() {
+	if h == nil && k.hasLost() && who.trusted() {
 		h = k.regain(who, r)
 	}
 	switch {
