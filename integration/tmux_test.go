@@ -138,8 +138,10 @@ func TestTmuxRun(t *testing.T) {
 	})
 }
 
-// sizeScript says the size of the console's terminal when it changes.
-const sizeScript = `trap 'echo size is $(stty size)' WINCH; echo serving; echo size is $(stty size); until read line; do :; done; echo stopping`
+// sizeScript says the size of the console's terminal when it changes. A signal that
+// comes just before busybox's read begins to wait (by poll(2), up to 1.35) is heeded
+// only when that returns.
+const sizeScript = `trap 'echo size is $(stty size)' WINCH; echo serving; echo size is $(stty size); until read -t 1 line; do :; done; echo stopping`
 
 // A program on the guest's console fits the terminal that shows it, of run or of
 // console, and is told when that gets another size.
