@@ -16,10 +16,7 @@ func TestLeaseFileLost(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	a, err := Attach(ctx, h, spec, portOf(1))
 	if err != nil {

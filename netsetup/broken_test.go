@@ -40,10 +40,7 @@ func TestBridgeReplaced(t *testing.T) {
 		return
 	}
 	sh(t, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	for _, name := range []string{"nat", "bridge-uplink"} {
 		for _, stranger := range []string{"link add NAME up type bridge", "tuntap add NAME mode tun"} {
 			for what, killed := range map[string]bool{"": false, " and a killed keeper": true} {
@@ -63,10 +60,7 @@ func TestBridgeRenamed(t *testing.T) {
 		return
 	}
 	sh(t, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	for _, name := range []string{"nat", "bridge-uplink"} {
 		for what, killed := range map[string]bool{"": false, " and a killed keeper": true} {
 			t.Run(name+what, func(t *testing.T) {

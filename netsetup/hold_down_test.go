@@ -38,10 +38,7 @@ func TestDownBeforeTheHolderIsBack(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	for what, meanwhile := range map[string]func(*testing.T){
 		"keeper killed":  func(*testing.T) {},
@@ -75,10 +72,7 @@ func TestDownWithAVMBeforeTheHolderIsBack(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	for _, late := range []bool{false, true} { // whether the VM's supervisor is stopped as well
 		if err := StartHolder(ctx, h, spec, nil); err != nil {
@@ -118,10 +112,7 @@ func TestUpBeforeTheHolderIsBack(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	back := lateHolder(t, h)
 	if err := StartHolder(ctx, h, spec, nil); err != nil {

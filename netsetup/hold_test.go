@@ -110,10 +110,7 @@ func TestHoldAdopted(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx := context.Background()
 	if err := StartHolder(ctx, h, specs()["nat"], nil); err != nil {
 		t.Fatal(err)
@@ -157,10 +154,7 @@ func TestUpAndDownTwice(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	if err := StartHolder(ctx, h, spec, nil); err != nil {
 		t.Fatal(err)
@@ -242,10 +236,7 @@ func TestHolderKilled(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	for _, order := range []string{"holder", "keeper holder", "holder keeper"} {
 		if err := StartHolder(ctx, h, spec, nil); err != nil {
@@ -275,10 +266,7 @@ func TestSharing(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx := context.Background()
 	var ports []*Port
 	for i := range 3 {

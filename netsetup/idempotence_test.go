@@ -174,11 +174,8 @@ func TestJumpOfAStranger(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
+	h, before := uplinkedHost(t)
 	h.Firewall = "iptables"
-	hostState(t)
-	before := hostState(t)
 	ctx, spec := context.Background(), specs()["nat"]
 	p, err := Attach(ctx, h, spec, testPort())
 	if err != nil {

@@ -51,6 +51,16 @@ func hostState(t *testing.T) string {
 	return all + fmt.Sprint("keepers ", keepers(t))
 }
 
+// uplinkedHost is a host with uplinks, and its state before the test. The first look at it
+// has nft and iptables make what they make at first use.
+func uplinkedHost(t *testing.T) (h Host, before string) {
+	t.Helper()
+	uplinks(t)
+	h = testHost(t)
+	hostState(t)
+	return h, hostState(t)
+}
+
 func uplinks(t *testing.T) {
 	t.Helper()
 	for _, l := range []string{"eth1", "eth2"} {

@@ -86,10 +86,7 @@ func TestManyLeave(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
-	hostState(t)
-	before := hostState(t)
+	h, before := uplinkedHost(t)
 	ctx := context.Background()
 	if err := StartHolder(ctx, h, specs()["nat"], nil); err != nil {
 		t.Fatal(err)

@@ -169,11 +169,8 @@ func TestOwnersTableInTheWay(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	uplinks(t)
-	h := testHost(t)
+	h, before := uplinkedHost(t)
 	h.Firewall = "nftables"
-	hostState(t)
-	before := hostState(t)
 	spec := specs()["nat"]
 	id, err := instance(h.Runtime)
 	if err != nil {

@@ -266,22 +266,30 @@ func TestOthersChangesComeBack(t *testing.T) {
 	}
 }
 
+// lentUplink is a host with a used uplink that a network has taken over, its state
+// before, a session with the outside, and the network's port.
+func lentUplink(t *testing.T) (h Host, before string, s *session, p *Port) {
+	t.Helper()
+	usedUplink(t)
+	h = testHost(t)
+	network(t)
+	s = newSession(t, "192.0.2.2:0")
+	ip(t, "link", "del", "vpn") // its route has the uplink's address as source: the kernel drops it with a bridge that is deleted
+	before = network(t)
+	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, keeperLogs(h))
+	}
+	return h, before, s, p
+}
+
 // TestBridgeRemovedByHand: whoever deletes the bridge, or sets it down, takes with
 // it what the uplink had; it is restored from the journal, at once.
 func TestBridgeRemovedByHand(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	usedUplink(t)
-	h := testHost(t)
-	network(t)
-	s := newSession(t, "192.0.2.2:0")
-	ip(t, "link", "del", "vpn") // its route has the uplink's address as source: the kernel drops it, too
-	before := network(t)
-	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
-	if err != nil {
-		t.Fatalf("%v\n%s", err, keeperLogs(h))
-	}
+	h, before, s, p := lentUplink(t)
 	for _, how := range []string{"link set down dev", "link del"} {
 		ip(t, append(strings.Fields(how), p.Bridge())...)
 		s.works(t) // without a command
@@ -299,16 +307,7 @@ func TestBridgeOfUplinkReplaced(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	usedUplink(t)
-	h := testHost(t)
-	network(t)
-	s := newSession(t, "192.0.2.2:0")
-	ip(t, "link", "del", "vpn")
-	before := network(t)
-	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
-	if err != nil {
-		t.Fatalf("%v\n%s", err, keeperLogs(h))
-	}
+	h, before, s, p := lentUplink(t)
 	keeper := only(t)
 	halt(t, keeper) // it sees the bridge gone only when the other one is there
 	for _, line := range []string{"link del BRIDGE", "link add BRIDGE up type bridge", "addr add 10.99.0.1/24 dev BRIDGE"} {
@@ -335,16 +334,7 @@ func TestBridgeOfUplinkRenamed(t *testing.T) {
 	if !inNamespaces(t) {
 		return
 	}
-	usedUplink(t)
-	h := testHost(t)
-	network(t)
-	s := newSession(t, "192.0.2.2:0")
-	ip(t, "link", "del", "vpn")
-	before := network(t)
-	p, err := Attach(context.Background(), h, takeoverSpec(), testPort())
-	if err != nil {
-		t.Fatalf("%v\n%s", err, keeperLogs(h))
-	}
+	h, before, s, p := lentUplink(t)
 	rename(t, p.Bridge(), "other")
 	s.works(t) // without a command
 	if err := p.Close(); err != nil {
